@@ -11,7 +11,7 @@ import torch
 
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, TileCounts, stretch
 from attnc.compiler.planning.rates import PLAIN, ROWS, WIDTHS, Rates, Table, doubled
-from attnc.runtime.executors.cpu import cpu_executor, flash_kernel
+from attnc.runtime.executors.cpu import cpu_executor, flash_kernel, work_items
 from attnc.runtime.measuring.choice_calibration import measured_choices
 from attnc.runtime.measuring.steady import Steady, too_busy
 from attnc.runtime.planning.plausible import implausible
@@ -171,7 +171,7 @@ def _merge(time: Steady) -> float:
 
     def piece() -> None:
         o, part = flash_kernel.attend(q, k, v, None, False, 0.1)
-        cpu_executor.merge(o, part, out, lse)
+        work_items.merge(o, part, out, lse)
 
     scores = _element(time, torch.float32, side, side, masked=False) * q.numel()
     return max(time(piece) - scores, 0.1 * scores) / out.numel()

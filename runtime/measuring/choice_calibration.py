@@ -14,7 +14,7 @@ from attnc.compiler.lowering.specialise import CallSizes as Named
 from attnc.compiler.lowering.specialise import Slices, Window
 from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.selected_keys import BlockKeys
-from attnc.runtime.executors.cpu import cpu_executor
+from attnc.runtime.executors.cpu import work_items
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks, by_place
 from attnc.runtime.executors.selections.ranking import best, ranked
 from attnc.runtime.values.block_values import BlockValues
@@ -188,7 +188,7 @@ def _merged(time: Time) -> float:
         for i, piece_index in enumerate(rows):
             piece_rows = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
             old_out, old_lse = total.index_select(0, piece_index), log.index_select(0, piece_index)
-            cpu_executor.merge(o[piece_rows], part[piece_rows], old_out, old_lse)
+            work_items.merge(o[piece_rows], part[piece_rows], old_out, old_lse)
             total.index_copy_(0, piece_index, old_out)
             log.index_copy_(0, piece_index, old_lse)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
@@ -57,37 +56,6 @@ class Planned(NamedTuple):
     ) -> Triple:
         out, lse = results
         return cpu_executor.backward(grad_out, grad_lse, *vectors, out, lse, self.plan, self.scale)
-
-
-class Guarded(NamedTuple):
-    """CPU work in which hidden keys reach no row, and rows reach no key that they do not see."""
-
-    work: GradientWork
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """Run `work` so that no hidden key reaches a row; arguments as `GradientWork.forward`."""
-        out, lse = hidden_values.forward(partial(self._run, inputs), q, k, v)
-        return out, lse
-
-    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """Run the backward of `work`, with nothing crossing hidden pairs; arguments as `GradientWork.backward`."""
-        q, k, v, out, lse, *inputs = kept
-        run, gradients = partial(self._run, inputs), partial(self._gradients, inputs)
-        results = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))
-        return cast("Triple", results)
-
-    def _run(self, inputs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Pair:
-        return self.work.forward(q, k, v, inputs)
-
-    def _gradients(
-        self,
-        inputs: Sequence[Tensor],
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        vectors: hidden_values.Vectors,
-        results: Sequence[Tensor],
-    ) -> Triple:
-        return self.work.backward(grad_out, grad_lse, (*vectors, *results, *inputs))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:

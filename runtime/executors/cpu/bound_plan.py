@@ -7,8 +7,7 @@ bounded in bytes (`SETTINGS`); masks are keyed by their contents, so plans for o
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import count
 from math import prod
 from typing import NamedTuple
@@ -29,40 +28,31 @@ from attnc.runtime.executors.cpu.strided_calls import (
     adds_of,
     calls_of,
 )
+from attnc.runtime.executors.cpu.work_items import CAUSAL, EVERYTHING, KernelMask, Step, WorkItem, kernel_mask
 from attnc.runtime.process.recent import Recent
 from attnc.runtime.settings import SETTINGS
-
-
-class KernelMask(NamedTuple):
-    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) marks rows without a key.
-
-    `causal`: row r sees no column beyond r, whatever else is hidden.
-    """
-
-    additive: Tensor | None = None
-    blind: Tensor | None = None
-    nothing: bool = False
-    causal: bool = False
-
-
-EVERYTHING = KernelMask()
-CAUSAL = KernelMask(causal=True)
 
 
 class BoundAdd(NamedTuple):
     """An `Add` and its view of each sum."""
 
-    add: Add
+    part: Add
     views: tuple[StridedView, ...]
+
+    def add(self, totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+        """Add the gradients of keys and values, which may be wider than `totals`."""
+        for total, view, part in zip(totals, self.views, parts, strict=True):
+            piece = part.reshape(self.part.size)[self.part.at][..., : total.shape[-1]]
+            if self.part.over:
+                piece = piece.sum(self.part.over, dtype=total.dtype)
+            view.add(total, piece.reshape(view.size))
 
 
 class Bound(NamedTuple):
-    """A call and the views of its operands in each tensor it was bound to."""
+    """A call as a work item on the tensors it was bound to."""
 
     call: KernelCall
-    queries: tuple[StridedView, ...]
-    keys: tuple[StridedView, ...]
-    adds: tuple[BoundAdd, ...]
+    item: WorkItem
 
 
 class BoundPlan:
@@ -109,21 +99,24 @@ class BoundPlan:
         return tuple(
             Bound(
                 call,
-                tuple(_view(call.queries, t) for t in queries),
-                tuple(_view(call.keys, t) for t in keys),
-                tuple(BoundAdd(a, tuple(_view(a.block, t) for t in sums)) for a in adds_of(call.keys) if sums),
+                WorkItem(
+                    tuple(_view(call.queries, t) for t in queries),
+                    tuple(_view(call.keys, t) for t in keys),
+                    call.fresh,
+                    tuple(BoundAdd(a, tuple(_view(a.block, t) for t in sums)) for a in adds_of(call.keys) if sums),
+                ),
             )
             for call in (calls_of(plan, merged=True) if merged else self._calls)
         )
 
-    def steps(self, bound: tuple[Bound, ...], dtype: torch.dtype) -> Iterator[tuple[Bound, KernelMask]]:
-        """Yield the calls with their masks. A mask too large for the cache lives while consecutive calls share it."""
+    def steps(self, bound: tuple[Bound, ...], dtype: torch.dtype) -> Iterator[Step]:
+        """Yield work items with their masks; masks too large for the cache live while consecutive items share them."""
         last: Mask | None = None
         visible = EVERYTHING
         for bound_call in bound:
             if bound_call.call.mask != last:
                 last, visible = bound_call.call.mask, self.visible(bound_call.call, dtype)
-            yield bound_call, visible
+            yield bound_call.item, visible
 
     def visible(self, call: KernelCall, dtype: torch.dtype) -> KernelMask:
         """Return the mask of `call` for queries of `dtype`."""
@@ -178,16 +171,8 @@ def _check_shapes(plan: Plan, queries: tuple[Tensor, ...], keys: tuple[Tensor, .
 
 def visible_of(relation: Relation, dtype: torch.dtype) -> KernelMask:
     """Return `relation` (rows, keys) as an additive mask of `dtype`."""
-    if relation.all():
-        return EVERYTHING
-    seeing = relation.any(axis=1)
-    if not seeing.any():
-        return KernelMask(nothing=True)
     with torch.inference_mode(False):  # cached, and used in either mode
-        hidden = torch.from_numpy(~relation)
-        additive = torch.zeros(relation.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
-        blind = None if seeing.all() else torch.from_numpy(~seeing)
-        return KernelMask(additive, blind, causal=is_triangular(relation))
+        return kernel_mask(torch.from_numpy(~relation), dtype, is_triangular(relation))
 
 
 def _contents(relation: GridMask) -> Hashable:
@@ -207,9 +192,9 @@ _BYTES_OF_CALL = 1024
 
 
 def _bytes_of_layout(calls: tuple[Bound, ...]) -> int:
-    views = sum(len(b.queries) + len(b.keys) + sum(len(a.views) for a in b.adds) for b in calls)
-    adds = sum(len(b.adds) for b in calls)
-    return _BYTES_OF_VIEW * views + _BYTES_OF_CALL * adds
+    adds = [add for bound in calls for add in bound.item.adds or () if isinstance(add, BoundAdd)]
+    views = sum(len(b.item.queries) + len(b.item.keys) for b in calls) + sum(len(add.views) for add in adds)
+    return _BYTES_OF_VIEW * views + _BYTES_OF_CALL * len(adds)
 
 
 def _bytes_of_program(program: BoundPlan) -> int:

@@ -9,31 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler.ir import Attend, Vec
-from attnc.compiler.ir.value_nodes import (
-    extra_of,
-    is_own,
-    is_plain,
-    is_scored,
-    values_of,
-)
+from attnc.compiler.ir import Attend
+from attnc.compiler.ir.value_nodes import is_plain, is_scored
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
 from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.executors.cpu import flash_kernel, hidden_values
-from attnc.runtime.executors.cpu.plan_tiles import PlanTile
+from attnc.runtime.executors.cpu.block_scores import LARGE, Scores, with_extra
+from attnc.runtime.executors.cpu.block_work import BlockOperands, BlockResults, InTorch, read_elsewhere
 from attnc.runtime.executors.cpu.planned_call import operands_of
-from attnc.runtime.executors.cpu.row_attention import BlockOperands, results
+from attnc.runtime.executors.cpu.row_attention import isolated
 from attnc.runtime.executors.cpu.row_blocks import RowBlock
-from attnc.runtime.executors.cpu.scored_forward import LARGE
-from attnc.runtime.executors.cpu.tile_scores import Scores
 from attnc.runtime.planning.plans import Planner, relations_of
 from attnc.runtime.values.merging import merge
 
@@ -108,7 +102,7 @@ def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequen
     if scores is None or scores.factor is None:
         return _in_torch(q, cache, relations, parts, scale, inputs)
     pair = _by_kernel(q, cache, parts, scores.factor, scores)
-    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores, _counted(q, parts))
+    return pair if scores.extra_logit is None else _with_extra(q, pair, scores, parts)
 
 
 # --- softmax of multiples of `dot(q, k)` and a bias ------------------------------------------------------------------
@@ -128,7 +122,7 @@ def _by_kernel(
             packed = part_queries.reshape(len(part_queries), kv_heads.stop - kv_heads.start, -1, q.shape[3])
             results_of_pieces = []
             for piece in pieces_of_part:
-                bias = scores.bias(piece.tile(part, heads)) if scores is not None and biased else None
+                bias = scores.bias(piece.block(part, heads)) if scores is not None and biased else None
                 results_of_pieces.append(_attend_piece(packed, piece.of(kv_heads), bias, part.window.n_q, factor))
             merged = results_of_pieces[0] if len(results_of_pieces) == 1 else merge(*results_of_pieces)
             target = batches, torch.tensor(heads), rows
@@ -165,11 +159,11 @@ class _Piece:
         """Return the piece restricted to some kv heads."""
         return replace(self, k=self.k[:, kv_heads], v=self.v[:, kv_heads])
 
-    def tile(self, part: SharedKeys, heads: Sequence[int]) -> PlanTile:
-        """Return the piece as a tile, for some heads of a part's only batch entry."""
+    def block(self, part: SharedKeys, heads: Sequence[int]) -> RowBlock:
+        """Return the piece as a block, for some heads of a part's only batch entry."""
         rows = np.arange(part.window.row, part.window.row + part.window.n_q)
         mask = np.ones((len(rows), len(self.tokens)), dtype=np.bool_) if self.mask is None else self.mask
-        return PlanTile(part.batches[0], tuple(heads), rows, self.tokens, mask)
+        return RowBlock(part.batches[0], tuple(heads), part.window, rows, self.tokens, mask)
 
 
 def _pieces(cache: Cache, part: SharedKeys) -> Iterator[_Piece]:
@@ -238,26 +232,15 @@ def attend_in_splits(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Pair:
     return merge(*pieces)
 
 
-def _counted(q: Tensor, parts: Sequence[SharedKeys]) -> Tensor:
-    """Return the rows (B, Hq, Nq) that see a key, even if all their scores are -inf."""
-    counted = torch.zeros(q.shape[:3], dtype=torch.bool)
-    for part in parts:
-        seeing = part.seen.every[1].any(-1)
-        counted[torch.tensor(part.batches)[:, None], torch.tensor(part.heads), part.rows] |= torch.from_numpy(seeing)
-    return counted
-
-
-def _with_extra(q: Tensor, pair: Pair, scores: Scores, counted: Tensor) -> Pair:
+def _with_extra(q: Tensor, pair: Pair, scores: Scores, parts: Sequence[SharedKeys]) -> Pair:
     """Scale (out, lse) in place by the weight that extra logits take of each row with a visible key."""
     out, lse = pair
-    for batch in range(q.shape[0]):
-        for rows, logit in scores.extra(batch, q[batch].to(lse.dtype)):
-            own_lse = lse[batch, :, rows]
-            total_lse = torch.logaddexp(own_lse, logit)
-            blind = ~counted[batch, :, rows] | (total_lse == -math.inf)
-            total_lse = torch.where(blind, -math.inf, total_lse)
-            out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own_lse - total_lse))[..., None]
-            lse[batch, :, rows] = total_lse
+    for part in _by_batch(parts):
+        keys, mask = part.seen.every
+        rows = np.arange(part.window.row, part.window.row + part.window.n_q)
+        block = RowBlock(part.batches[0], part.heads, part.window, rows, keys + part.window.key, mask)
+        results = with_extra(scores, block, q[block.at], BlockResults(out[block.at], lse[block.at]))
+        out[block.at], lse[block.at] = results.out, cast("Tensor", results.lse)
     return out, lse
 
 
@@ -268,6 +251,7 @@ def _in_torch(
     q: Tensor, cache: Cache, relations: Relations, parts: Sequence[SharedKeys], scale: float, inputs: Sequence[Tensor]
 ) -> Pair:
     node, dtype = relations.pattern.attend, flash_kernel.lse_dtype(q.dtype)
+    work = InTorch(relations, scale, dtype)
     whole = {"q": q.to(dtype), **_everywhere(cache, relations, dtype)}
     reads_tokens = node.keys is None
     group = max(q.shape[1] // max(cache.kv_heads, 1), 1)
@@ -290,12 +274,11 @@ def _in_torch(
                 first_key = part.window.key if reads_tokens else 0
                 block = RowBlock(batch, heads, part.window, rows, keys + first_key, mask)
                 leaves = BlockOperands(vectors, {name: x[batch] for name, x in whole.items()}, inputs)
-                for row_block, block_out, own_lse in results(block, leaves, relations, scale):
+                for row_block, result in isolated(block, leaves, work):
                     if out is None:
-                        out = q.new_zeros((*q.shape[:3], *block_out.shape[2:]), dtype=dtype)
-                    target = batch, head_index[:, None], torch.from_numpy(row_block.rows)
-                    out[target] = block_out
-                    lse[target] = math.nan if own_lse is None else own_lse.expand(len(heads), len(row_block.rows))
+                        out = q.new_zeros((*q.shape[:3], *result.out.shape[2:]), dtype=dtype)
+                    out[row_block.at] = result.out
+                    lse[row_block.at] = math.nan if result.lse is None else result.lse
     if out is None:
         out = q.new_zeros((*q.shape[:3], cache.v.shape[3]), dtype=dtype)
     return out, lse
@@ -303,12 +286,9 @@ def _in_torch(
 
 def _everywhere(cache: Cache, relations: Relations, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return all keys and values (B, Hkv, tokens, d) if read at other positions; else placeholders without memory."""
-    node, length = relations.pattern.attend, cache.lengths[0]
-    read = {subexpression for root in values_of(node) for subexpression in root.below if isinstance(subexpression, Vec)}
-    elsewhere = any(x.tensor != "q" and (node.keys is not None or not is_own(x)) for x in read)
-    batches = range(len(cache.lengths))
-    if elsewhere:
-        k, v = cache.whole(batches, length)
+    length = cache.lengths[0]
+    if {"k", "v"} & {*read_elsewhere(relations.pattern.attend)}:
+        k, v = cache.whole(range(len(cache.lengths)), length)
         return {"k": k.to(dtype), "v": v.to(dtype)}
     k, v = cache.placeholders(length)
     return {"k": k, "v": v}

@@ -19,6 +19,7 @@ from attnc.runtime.executors.cpu import flash_kernel
 from attnc.runtime.executors.cpu.cpu_decoding import attend_in_splits
 from attnc.runtime.executors.cpu.direct import is_watched
 from attnc.runtime.executors.cpu.hidden_values import is_finite
+from attnc.runtime.executors.cpu.work_items import merge
 from attnc.runtime.planning.plans import Planner, need_of
 
 Pair = tuple[Tensor, Tensor]
@@ -139,9 +140,8 @@ def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _merged(pairs: list[Pair]) -> Pair:
-    """Merge partial results, each over at least one key, in the dtype of the LSE."""
+    """Merge partial results in the dtype of the LSE."""
     out, lse = pairs[0][0].to(pairs[0][1].dtype), pairs[0][1]
     for other_out, other_lse in pairs[1:]:
-        out = torch.lerp(out, other_out.to(lse.dtype), torch.sigmoid(other_lse - lse)[..., None])
-        lse = torch.logaddexp(lse, other_lse)
+        merge(other_out, other_lse, out, lse)
     return out, lse

@@ -6,17 +6,21 @@ With few tokens, separate calls for each block, head and batch entry take longer
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.runtime.executors.cpu import flash_kernel, hidden_values
-from attnc.runtime.executors.cpu.autograd import Pair, Triple
+from attnc.runtime.executors.cpu.work_items import (
+    GroupedWork,
+    ItemGroup,
+    TokenSlice,
+    WorkItem,
+    kernel_mask,
+)
 from attnc.runtime.values.block_values import BlockValues
 from attnc.runtime.values.folded import (
     AT_ONCE,
@@ -60,74 +64,19 @@ def seen_pairs(relations: Relations) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class Masked(GroupedWork):
     """The work of one call; its input is the mask of visible pairs, bool (batch, heads, queries, keys)."""
 
     scale: float
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """Compute (out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
+        """Yield the batch entries whose masks are built at once."""
         (seen,) = inputs
-        results = [
-            hidden_values.forward(partial(self._run, seen[entries]), q[entries], k[entries], v[entries])
-            for entries in _cut(seen)
-        ]
-        out, lse = (torch.cat(parts) for parts in zip(*results, strict=True))
-        return out, lse
-
-    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """Compute (dq, dk, dv)."""
-        q, k, v, out, lse, seen = kept
-        gradients_by_part = []
-        for entries in _cut(seen):
-            run, gradients = partial(self._run, seen[entries]), partial(self._gradients, seen[entries])
-            vectors, results = (q[entries], k[entries], v[entries]), (out[entries], lse[entries])
-            of_lse = None if grad_lse is None else grad_lse[entries]
-            gradients_by_part.append(
-                hidden_values.backward(run, gradients, grad_out[entries], of_lse, vectors, results)
-            )
-        dq, dk, dv = (torch.cat(parts).to(q.dtype) for parts in zip(*gradients_by_part, strict=True))
-        return dq, dk, dv
-
-    def _run(self, seen: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Pair:
-        width, wide = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-        q, k, v = (flash_kernel.padded(x, width) for x in (q, k, v))
-        out, lse = flash_kernel.attend(q, k, v, _additive(seen, q.dtype), False, self.scale)
-        blind = ~seen.any(-1)
-        if bool(blind.any()):
-            out, lse = out.masked_fill(blind[..., None], 0), lse.masked_fill(blind, -math.inf)
-        return out[..., :wide], lse
-
-    def _gradients(
-        self,
-        seen: Tensor,
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        vectors: tuple[Tensor, Tensor, Tensor],
-        results: Sequence[Tensor],
-    ) -> Triple:
-        q, k, v = vectors
-        out, lse = results
-        widths, mask = [x.shape[-1] for x in vectors], _additive(seen, q.dtype)
-        lse, grad_out, grad_lse = flash_kernel.without_blind_rows(lse, grad_out, grad_lse)
-        if grad_lse is not None:
-            grad_out, q, k, v, out = flash_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
-        width = max(q.shape[-1], v.shape[-1])
-        grad_out, q, k, v, out = (flash_kernel.padded(x, width) for x in (grad_out, q, k, v, out))
-        padded_grads = flash_kernel.attend_backward(grad_out, q, k, v, out, lse, mask, False, self.scale)
-        dq, dk, dv = (x[..., :width_of_grad] for x, width_of_grad in zip(padded_grads, widths, strict=True))
-        return dq, dk, dv
-
-
-def _cut(seen: Tensor) -> list[slice]:
-    """Return the batch entries whose masks are built at once."""
-    parts = entries_at_once(len(seen), seen[:1].numel(), AT_ONCE)
-    return [slice(entries.start, entries.stop) for entries in parts]
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return an additive mask of the visible pairs: 0 where visible, -inf elsewhere."""
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
+        everywhere = TokenSlice(slice(None))
+        for entries in entries_at_once(len(seen), seen[:1].numel(), AT_ONCE):
+            part = slice(entries.start, entries.stop)
+            item = WorkItem((everywhere,) * 5, (everywhere,) * 2, fresh=True)
+            yield ItemGroup(part, slice(None), slice(None), [(item, kernel_mask(~seen[part], q.dtype))])
 
 
 __all__ = ["Masked", "has_few_tokens", "seen_pairs"]

@@ -1,4 +1,4 @@
-"""The rows of a plan in blocks that hold all of their keys, for weights that need whole rows."""
+"""The rows of a plan in blocks that hold all of their keys, for attentions that are computed by whole rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece
+from attnc.runtime.values.pair_blocks import PairBlock, PairMask
 
 Int64 = NDArray[np.int64]
 
@@ -34,15 +37,26 @@ class RowBlock:
     keys: Int64
     mask: NDArray[np.bool_]
 
+    @property
+    def at(self) -> tuple[int, Tensor, Tensor]:
+        """Indices of the rows in a tensor (B, Hq, Nq, …)."""
+        return self.batch, torch.tensor(self.heads)[:, None], torch.from_numpy(self.rows)
+
+    def pairs(self, first_key: int, visible: PairMask | None = None) -> PairBlock:
+        """Return the pairs of the block, with keys counted from `first_key`; `visible` as in `PairBlock`."""
+        rows, keys = self.rows - self.window.row, self.keys - first_key
+        return PairBlock(self.batch, self.heads, self.window, rows, keys, self.mask[None], visible=visible)
+
     def part(self, rows: Int64, keys: Int64) -> RowBlock:
         """Return some rows and keys, by their numbers in the block."""
         return replace(self, rows=self.rows[rows], keys=self.keys[keys], mask=self.mask[np.ix_(rows, keys)])
 
 
-def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) -> Iterator[RowBlock]:
+def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int], least_rows: int) -> Iterator[RowBlock]:
     """Yield the blocks of a plan; rows that see nothing are in no block.
 
-    `entries`: returns the number of entries of a row's largest tensor, from its number of keys.
+    `entries`: returns the number of entries of a row's largest tensor, from its number of keys. `least_rows`: the
+    number of rows below which a block holds fewer heads instead of fewer rows.
     """
     for group in plan.groups:
         pieces = [piece for piece in group.pieces if piece.elements]
@@ -50,7 +64,7 @@ def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) 
             continue
         keys = max(1, sum(piece.elements for piece in pieces) // max(plan.n_q, 1))
         max_rows = max(1, ELEMENTS // entries(keys))
-        heads = max(1, min(len(group.heads), max_rows // 16))
+        heads = max(1, min(len(group.heads), max_rows // least_rows))
         rows = max(1, min(MOST_ROWS, max_rows // heads))
         for batch in group.batches:
             windows = list(relations.windows(batch))

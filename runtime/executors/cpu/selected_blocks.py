@@ -15,21 +15,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.planning.selected_keys import FILLED, BlockKeys, parts_of
 from attnc.compiler.planning.selected_keys import ROWS as TILE
-from attnc.runtime.executors.cpu import cpu_executor, flash_kernel
-from attnc.runtime.executors.cpu.autograd import Pair, Triple
+from attnc.runtime.executors.cpu.work_items import (
+    GroupedWork,
+    ItemGroup,
+    KernelMask,
+    Step,
+    TokenSlice,
+    WorkItem,
+)
 
 MOST_MASKS = 64
 """Maximum number of masks of partly visible blocks to cache during a call."""
 
 
 @dataclass(frozen=True, eq=False)
-class SelectedBlocks:
-    """The work of one call; `forward` and `backward` take the selection, ([batch,] [heads,] rows, blocks), as input.
+class SelectedBlocks(GroupedWork):
+    """The work of one call; its input is the selection, ([batch,] [heads,] rows, blocks).
 
     `by_batch`, `by_heads`: whether the selection has batch entries and heads.
     """
@@ -39,121 +46,14 @@ class SelectedBlocks:
     by_batch: bool = True
     by_heads: bool = True
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """Compute (out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
+        """Yield the head groups of the call with the queries that each block gathers."""
         (selection,) = inputs
-        width, wide = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-        sums = flash_kernel.lse_dtype(q.dtype)
-        out = torch.zeros((*q.shape[:3], wide), dtype=sums)
-        lse = torch.full(q.shape[:3], -math.inf, dtype=sums)
-        q, k, v = (flash_kernel.padded(self._in_order(x, i), width) for i, x in enumerate((q, k, v)))
-        for head_group in self._lanes(q, k, selection):
-            group_queries, keys, values = (
-                q[head_group.batch, head_group.heads],
-                k[head_group.batch, head_group.kv_heads],
-                v[head_group.batch, head_group.kv_heads],
-            )
-            total, log = out[head_group.batch, head_group.heads], lse[head_group.batch, head_group.heads]
-            totals, logs = (_by_rows(x) for x in (total, log))
-            for block_queries in head_group.gathered:
-                self._add(block_queries, group_queries, keys, values, totals, logs)
-            if len(total) > 1:
-                total.copy_(totals.transpose(0, 1))
-                log.copy_(logs.t())
-        return out.to(q.dtype), lse
-
-    def _add(
-        self,
-        block_queries: BlockQueries,
-        group_queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        total: Tensor,
-        log: Tensor,
-    ) -> None:
-        """Merge a block's partial results for `group_queries` (heads, rows, d) into `total`, `log` (rows, heads, …)."""
-        parts = block_queries.parts(len(group_queries))
-        rows, count, key_slice = _filled(block_queries.rows, parts), len(block_queries.rows), block_queries.keys
-        of_rows, of_keys, of_values = (
-            _of_heads(group_queries, rows)[None],
-            keys[None, :, key_slice],
-            values[None, :, key_slice],
-        )
-        mask = block_queries.mask(group_queries.dtype, len(rows))
-        o, part = flash_kernel.attend_in_parts(
-            of_rows, of_keys, of_values, mask, block_queries.causal, self.scale, parts
-        )
-        o, part, blind = o[0].transpose(0, 1), part[0].t(), block_queries.blind
-        if o.shape[-1] > total.shape[-1]:
-            o = o[..., : total.shape[-1]]
-        if blind is not None:
-            part[:count].masked_fill_(blind[:, None], -math.inf)
-            o[:count].masked_fill_(blind[:, None, None], 0)
-        old_out, old_lse = total.index_select(0, rows), log.index_select(0, rows)
-        cpu_executor.merge(o, part, old_out, old_lse)
-        if count < len(rows):
-            old_out, old_lse, rows = old_out[:count], old_lse[:count], block_queries.rows
-        total.index_copy_(0, rows, old_out)
-        log.index_copy_(0, rows, old_lse)
-
-    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """Compute (dq, dk, dv)."""
-        q, k, v, out, lse, selection = kept
-        sums, shapes, dtype = flash_kernel.lse_dtype(q.dtype), [x.shape for x in (q, k, v)], q.dtype
-        lse, grad_out, grad_lse = flash_kernel.without_blind_rows(lse, grad_out, grad_lse)
-        k, v = self._in_order(k, 1), self._in_order(v, 2)
-        if grad_lse is not None:
-            grad_out, q, k, v, out = flash_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
-        width = max(q.shape[-1], v.shape[-1])
-        grad_out, q, k, v, out = (flash_kernel.padded(x, width) for x in (grad_out, q, k, v, out))
-        grad_q, grad_k, grad_v = (torch.zeros(s, dtype=sums) for s in shapes)
-        for head_group in self._lanes(q, k, selection):
-            of_rows = [_by_rows(x[head_group.batch, head_group.heads]) for x in (grad_out, q, out)]
-            of_keys = [x[head_group.batch, head_group.kv_heads] for x in (k, v)]
-            log, to_rows = lse[head_group.batch, head_group.heads], grad_q[head_group.batch, head_group.heads]
-            logs, rows_to = _by_rows(log), _by_rows(to_rows)
-            to_keys, to_values = (
-                grad_k[head_group.batch, head_group.kv_heads],
-                grad_v[head_group.batch, head_group.kv_heads],
-            )
-            for block_queries in head_group.gathered:
-                key_slice, count, parts = block_queries.keys, len(block_queries.rows), block_queries.parts(len(log))
-                rows = _filled(block_queries.rows, parts) if parts > 1 else block_queries.rows
-                do, query_rows, o = (x.index_select(0, rows).transpose(0, 1)[None] for x in of_rows)
-                keys, values = (x[None, :, key_slice] for x in of_keys)
-                row_lse = logs.index_select(0, rows).t()[None]
-                row_lse = (
-                    row_lse if block_queries.taken is None else row_lse.masked_fill(~block_queries.taken, math.inf)
-                )
-                row_lse[..., count:] = math.inf
-                mask = block_queries.mask(dtype, len(rows))
-                dq, dk, dv = flash_kernel.backward_in_parts(
-                    do, query_rows, keys, values, o, row_lse, mask, block_queries.causal, self.scale, parts
-                )
-                rows_to.index_add_(0, block_queries.rows, dq[0, :, :count, : shapes[0][-1]].transpose(0, 1).to(sums))
-                to_keys[:, key_slice] += dk[0, :, :, : shapes[1][-1]]
-                to_values[:, key_slice] += dv[0, :, :, : shapes[2][-1]]
-            if len(to_rows) > 1:
-                to_rows.copy_(rows_to.transpose(0, 1))
-        grad_k, grad_v = self._as_given(grad_k), self._as_given(grad_v)
-        return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
-
-    def _in_order(self, x: Tensor, number: int) -> Tensor:
-        """Return keys or values, contiguous within a block; queries (`number` 0) unchanged."""
-        order = self.places.order
-        return x if order is None or number == 0 else x.index_select(2, torch.from_numpy(order))
-
-    def _as_given(self, x: Tensor) -> Tensor:
-        """Return gradients in the original order of positions."""
-        order = self.places.order
-        return x if order is None else torch.empty_like(x).index_copy_(2, torch.from_numpy(order), x)
-
-    def _lanes(self, q: Tensor, k: Tensor, selection: Tensor) -> Iterator[HeadGroup]:
-        """Yield the head groups of the call with the queries that they gather."""
         heads, kv_heads = q.shape[1], k.shape[1]
         if not (q.numel() and k.shape[2]):
             return
         masks = _Masks(self.places)
+        order = None if self.places.order is None else torch.from_numpy(self.places.order)
         for batch in range(q.shape[0]):
             selected = selection[batch] if self.by_batch else selection
             selected = selected if self.by_heads else selected[None]
@@ -161,12 +61,47 @@ class SelectedBlocks:
             for i in range(count):
                 per, per_kv = heads // count, max(kv_heads // count, 1)
                 kv = i * kv_heads // count
-                yield HeadGroup(
-                    batch,
-                    slice(i * per, (i + 1) * per),
-                    slice(kv, kv + per_kv),
-                    gathered(self.places, selected[i], q.shape[2], masks),
-                )
+                blocks = gathered(self.places, selected[i], q.shape[2], masks)
+                items = (block.item(per, q.dtype) for block in blocks)
+                head_range, kv_range = slice(i * per, (i + 1) * per), slice(kv, kv + per_kv)
+                yield ItemGroup(slice(batch, batch + 1), head_range, kv_range, items, keys=order, by_rows=True)
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredRows:
+    """Rows by number, the first `count` of them distinct, the others padding.
+
+    `hidden`: for the LSE in a backward, the rows that contribute nothing.
+    """
+
+    tokens: Tensor
+    count: int
+    hidden: Tensor | None = None
+
+    def at(self, x: Tensor) -> Tensor:
+        """Return the rows of (1, heads, tokens, …) as a copy."""
+        by_rows = x[0].transpose(0, 1)
+        if by_rows.is_contiguous():  # the data of a row lies together
+            return by_rows.index_select(0, self.tokens).transpose(0, 1)[None]
+        return _of_heads(x[0], self.tokens)[None]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return the rows; the LSE of rows that contribute nothing is +inf."""
+        return self.at(x) if self.hidden is None else self.at(x).masked_fill_(self.hidden, math.inf)
+
+    def like(self, rows: Tensor) -> Tensor:
+        """Return the kernel's rows."""
+        return rows
+
+    def put(self, x: Tensor, tokens: Tensor) -> None:
+        """Store the rows."""
+        distinct = tokens[0, :, : self.count].transpose(0, 1)
+        x[0].transpose(0, 1).index_copy_(0, self.tokens[: self.count], distinct)
+
+    def add(self, x: Tensor, tokens: Tensor) -> None:
+        """Add values to the rows."""
+        distinct = tokens[0, :, : self.count].transpose(0, 1)
+        x[0].transpose(0, 1).index_add_(0, self.tokens[: self.count], distinct.to(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,36 +117,22 @@ class BlockQueries:
     seen: Tensor | None = None
     taken: Tensor | None = None
 
-    def mask(self, dtype: torch.dtype, rows: int) -> Tensor | None:
-        """Return the additive mask of `rows` rows, the last ones being padding; None if nothing is masked."""
-        if self.seen is None:
-            return None
-        mask = torch.zeros((rows, self.seen.shape[1]), dtype=dtype)
-        mask[: len(self.seen)].masked_fill_(~self.seen, -math.inf)
-        return mask
-
-    def parts(self, head_count: int) -> int:
-        """Return the number of parts of the rows, so that threads are balanced; 1 if rows see different keys."""
+    def item(self, head_count: int, dtype: torch.dtype) -> Step:
+        """Return the queries of `head_count` heads and their block as a work item with its mask."""
         same_keys = not self.causal and self.seen is None
-        return parts_of(head_count, len(self.rows), torch.get_num_threads()) if same_keys else 1
-
-    @property
-    def blind(self) -> Tensor | None:
-        """The rows that get nothing from the block; None if there are none."""
-        sees_none = None if self.seen is None else ~self.seen.any(-1)
-        if self.taken is None:
-            return sees_none
-        return ~self.taken if sees_none is None else sees_none | ~self.taken
-
-
-@dataclass(frozen=True, eq=False)
-class HeadGroup:
-    """Heads of a batch entry that share a selection, and their kv heads."""
-
-    batch: int
-    heads: slice
-    kv_heads: slice
-    gathered: Iterator[BlockQueries]
+        parts = parts_of(head_count, len(self.rows), torch.get_num_threads()) if same_keys else 1
+        tokens, count = _filled(self.rows, parts), len(self.rows)
+        padding = len(tokens) - count
+        takes = F.pad(torch.ones(count, dtype=torch.bool) if self.taken is None else self.taken, (0, padding))
+        hidden = None if self.taken is None and not padding else ~takes
+        visible = KernelMask(None, None if self.taken is None else hidden, causal=self.causal)
+        if self.seen is not None:
+            seen = F.pad(self.seen, (0, 0, 0, padding), value=True)
+            additive = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
+            visible = visible._replace(additive=additive, blind=~(takes & seen.any(-1)))
+        rows, keys = GatheredRows(tokens, count), TokenSlice(self.keys)
+        queries = rows, rows, GatheredRows(tokens, count, hidden), rows, rows
+        return WorkItem(queries, (keys, keys), parts=parts), visible
 
 
 def gathered(blocks: BlockKeys, selection: Tensor, n_q: int, masks: _Masks) -> Iterator[BlockQueries]:
@@ -302,11 +223,6 @@ class _Masks:
         active = np.ones((len(rows), len(keys)), dtype=np.bool_)
         wide = not fits_word(blocks.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
         return torch.from_numpy(exact_evaluation.mask_at(blocks.rest, rows, keys, active, {}, wide=wide))
-
-
-def _by_rows(x: Tensor) -> Tensor:
-    """Return (heads, rows, …) as contiguous (rows, heads, …), so that the data of a row is gathered together."""
-    return x.transpose(0, 1).contiguous()
 
 
 def _of_heads(x: Tensor, rows: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from itertools import pairwise, product
 from math import prod
 from typing import Literal, NamedTuple, TypeAlias
 
+from torch import Tensor
+
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, Strip, StripAxis, stretch
 from attnc.runtime.settings import SETTINGS
 
@@ -37,6 +39,26 @@ class StridedView(NamedTuple):
     offset: int
     shape: tuple[int, ...] | None = None
     whole: bool = False
+
+    def at(self, x: Tensor) -> Tensor:
+        """Return the tokens as a view."""
+        return x if self.whole else x.as_strided(self.size, self.stride, self.offset + x.storage_offset())
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return the tokens as the kernel takes them: copied if no strides express them."""
+        rows = self.at(x)
+        return rows if self.shape is None else rows.reshape(self.shape)
+
+    def like(self, rows: Tensor) -> Tensor:
+        """Return the kernel's rows in the dimensions of `at`."""
+        return rows if self.shape is None else rows.reshape(self.size)
+
+    def put(self, x: Tensor, tokens: Tensor) -> None:
+        """Do nothing: `at` is a view."""
+
+    def add(self, x: Tensor, tokens: Tensor) -> None:
+        """Add values in the dimensions of `at`."""
+        self.at(x).add_(tokens)
 
 
 @dataclass(frozen=True, slots=True)

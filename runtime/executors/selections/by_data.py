@@ -9,7 +9,7 @@ from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, find_same_places
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import as_tensor, call_shape
-from attnc.runtime.executors.cpu.autograd import Guarded, Pair, differentiable
+from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.executors.cpu.selected_by_data import OwnBlocks, SelectedByData
 from attnc.runtime.executors.selections.selection_groups import head_groups_of
@@ -51,4 +51,4 @@ def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tens
                 return None
         work = SelectedBlocks(blocks, call.scale, by_batch=False, by_heads=False)
         head_groups.append(OwnBlocks(head_group.batch, head_group.heads, head_group.kv_heads, selected, work))
-    return differentiable(q, k, v, Guarded(SelectedByData(head_groups)), [])
+    return differentiable(q, k, v, SelectedByData(head_groups), [])

@@ -16,7 +16,7 @@ from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import call_shape
-from attnc.runtime.executors.cpu.autograd import Guarded, Pair, differentiable
+from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
 from attnc.runtime.executors.selections import by_data
 from attnc.runtime.fallbacks import LISTED_PLACES, note
@@ -54,7 +54,7 @@ def attend(
         selected = selected.expand(q.shape[0], *selected.shape[1:])
     if by_kernels:
         return _by_kernels(planner, choice, blocks, selected, q, k, v, call)
-    work = Guarded(SelectedBlocks(blocks, call.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
+    work = SelectedBlocks(blocks, call.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
     return differentiable(q, k, v, work, [selected])
 
 

@@ -12,7 +12,7 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.selected_tokens import GatheredRelation, Int64, OneSide
 from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import as_tensor, call_shape
-from attnc.runtime.executors.cpu.autograd import Guarded, Pair, differentiable
+from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.gathered_tokens import AmongSelected, GatheredHeads
 from attnc.runtime.executors.selections.selection_groups import SelectionGroup, head_groups_of
 from attnc.runtime.planning.gather_choices import tokens_of
@@ -45,7 +45,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) 
             return GatheredRelation.of(rest_condition, window.n_q, window.n_k)
 
     relation = planner.remembered(("rest", call.shape), rest)
-    return differentiable(q, k, v, Guarded(AmongSelected(head_groups, relation, call.scale)), [])
+    return differentiable(q, k, v, AmongSelected(head_groups, relation, call.scale), [])
 
 
 def _chosen(

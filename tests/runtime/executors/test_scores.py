@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc import compile_attention
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.executors.cpu import plan_tiles
+from attnc.runtime.executors.cpu import row_blocks
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 
@@ -106,13 +106,12 @@ def test_cpu_agrees_with_the_reference(name: str, lengths: tuple[int, int]) -> N
 
 @pytest.mark.threads
 @pytest.mark.parametrize("name", ["bias by head", "capped", "gates", "sinks"])
-def test_small_tiles_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = attention(name)
     tensors = operands(attend, 150, 150, torch.float64)
     expected = results(attend, tensors)
-    monkeypatch.setattr(plan_tiles, "ROWS", 16)
-    monkeypatch.setattr(plan_tiles, "KERNEL_ROWS", 16)
-    monkeypatch.setattr(plan_tiles, "ELEMENTS", 1 << 10)
+    monkeypatch.setattr(row_blocks, "MOST_ROWS", 16)
+    monkeypatch.setattr(row_blocks, "ELEMENTS", 1 << 10)
     for a, b in zip(results(attend, tensors), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from attnc.runtime.executors.cpu import plan_tiles
+from attnc.runtime.executors.cpu import row_blocks
 from cases.case import Shape, leaf, real
 from score_calls import assert_equals, executor, grads_for, results
 
@@ -133,13 +133,13 @@ def test_second_derivatives_are_refused() -> None:
         torch.autograd.grad(first.sum() + inputs["q"].sum(), inputs["q"])
 
 
-def test_scores_that_grow_from_tile_to_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_grow_within_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row whose first scores are far lower keeps the digits of its large scores: at -12511 three digits were lost."""
     text = (
         "pattern p\n    input b: real[batch, key]\n    align end\n    visible k <= q\n"
         "    score 3 * tanh(scale * dot(q, k)) + b[k]\n"
     )
-    monkeypatch.setattr(plan_tiles, "ELEMENTS", 1)  # tiles of 128 keys
+    monkeypatch.setattr(row_blocks, "ELEMENTS", 1 << 11)  # blocks of few rows
     n = 300
     bias = torch.where(torch.arange(n) < n - 50, -12511.3, 0.0)[None]
     inputs = {name: torch.randn(1, 1, n, 8) for name in "qkv"} | {"b": bias}

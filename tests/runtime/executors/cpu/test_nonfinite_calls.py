@@ -1,4 +1,4 @@
-"""A call with non-finite results is recomputed in a few tiles, not row by row, and each row gets its own result."""
+"""A call with non-finite results is recomputed in a few blocks, not row by row, and each row gets its own result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.executors.cpu import row_attention
-from attnc.runtime.executors.cpu.tile_scores import Scores
+from attnc.runtime.executors.cpu.row_blocks import RowBlock
 from attnc.runtime.values.block_values import BlockValues
 
 N = 300
@@ -25,20 +24,15 @@ TEXTS = {
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Record the number of rows of every computed tile or block of rows."""
+    """Record the number of rows of every computed block."""
     row_counts: list[int] = []
-    parts, computed = Scores._parts, row_attention.computed
+    pairs = RowBlock.pairs
 
-    def recording_parts(self: Scores, tile: Any) -> Any:
-        row_counts.append(len(tile.rows))
-        return parts(self, tile)
+    def recording_pairs(self: RowBlock, *arguments: Any) -> Any:
+        row_counts.append(len(self.rows))
+        return pairs(self, *arguments)
 
-    def recording_computed(block: Any, *arguments: Any) -> Any:
-        row_counts.append(len(block.rows))
-        return computed(block, *arguments)
-
-    monkeypatch.setattr(Scores, "_parts", recording_parts)
-    monkeypatch.setattr(row_attention, "computed", recording_computed)
+    monkeypatch.setattr(RowBlock, "pairs", recording_pairs)
     yield row_counts
 
 
@@ -122,7 +116,7 @@ def test_a_small_call_evaluates_factor_and_bias_once(monkeypatch: pytest.MonkeyP
             evaluated.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr("attnc.runtime.executors.cpu.tile_scores.BlockValues", Counted)
+    monkeypatch.setattr("attnc.runtime.executors.cpu.block_scores.BlockValues", Counted)
     attend(*(x[:, :, :64] for x in tensors))
     assert len(evaluated) == 2
 
