@@ -126,7 +126,7 @@ class CompiledAttention(PatternAnalysis):
         self._rank_only = rank_only(self._pattern)
         tokens = self._pattern.chooses or all(node.keys is None for node in self._pattern.nodes)
         packs = form == "whole" and tokens and self._pattern.documents is None
-        self._packed: Self | None = self._in("packed") if packs else None
+        self._packed = self._in("packed") if packs else None
         # The cpu executor's shortcuts; tuned choices may change between calls, which they would not notice.
         on_cpu = executor_of_plans(None, "cpu") if self.requested is None else self.requested
         self.takes_shortcuts = on_cpu.name == "cpu" and options.tune.source == "model"
@@ -175,7 +175,7 @@ class CompiledAttention(PatternAnalysis):
     def on_sequences(self) -> Self:
         """Return the pattern's form for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
         if self._packed is not None:
-            return self._packed
+            return cast("Self", self._packed)
         documents = self._pattern.documents
         if documents is not None:
             raise ArgumentError(f"cu_seqlens: `{self.name}` defines its own documents; pass `{documents.name}` instead")

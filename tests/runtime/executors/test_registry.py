@@ -153,7 +153,8 @@ def test_backward_without_autograd(name: str, saved: bool) -> None:
     attend, vectors, executor = compile_attention("sliding_window", window=5), draw(40), executor_named(name)
     results = attend(*vectors, return_lse=True) if saved else None
     leaves = [x.double().requires_grad_() for x in vectors]
-    attend.reference(*leaves).sum().backward()
+    out: Any = attend.reference(*leaves)
+    out.sum().backward()
     for gradient, leaf in zip(gradients_of(executor, attend, vectors, results), leaves, strict=True):
         torch.testing.assert_close(gradient.double(), leaf.grad, atol=1e-5, rtol=1e-5)
 
