@@ -62,7 +62,7 @@ def find_mask_range(node: Index) -> MaskRange | None:
     lookups: list[Lookup] = []
     lows, highs = list[Index](), list[Index]()
     for part in (*_conjuncts(node.condition), *_conjuncts(node.body)):
-        if _is_truth_tensor(part) and isinstance(part, Lookup):
+        if isinstance(part, Lookup) and part.tensor.kind == "bool":
             lookups.append(part)
             continue
         bound = _bound_of_variable(part, node.var)
@@ -85,10 +85,6 @@ def _conjuncts(node: Index) -> tuple[Index, ...]:
     if node is fold.truth(True):
         return ()
     return node.operands if isinstance(node, Bool) and node.op == "and" else (node,)
-
-
-def _is_truth_tensor(node: Index) -> bool:
-    return isinstance(node, Lookup) and node.tensor.kind == "bool"
 
 
 def _bound_of_variable(node: Index, variable: Var) -> tuple[int, Index] | None:

@@ -81,7 +81,7 @@ def simulate_cpu(
     balanced = pairs / cpu.threads / chunks if chunks else inf
     *bounds, last = ladder(pairs, visible, tile, balanced, ideal / attended if attended else inf)
     lost = (
-        _lost_to_hidden(visible, pairs),
+        "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible",
         f"{elements:,} score elements are computed in {len(pieces)} kinds of kernel calls",
         f"the slowest of {cpu.threads} threads in every call",
         _lost_to_time(pieces, cpu, best),
@@ -249,10 +249,6 @@ def _dense_run(problem: SimulatedCall, cpu: CpuMachine, baseline: Baseline) -> _
     square = baseline == "causal" and shape.n_q == shape.n_k
     piece = PlanPiece(stretch(0, shape.n_q), stretch(0, shape.n_k), "causal" if square else "full")
     return _PieceRun(piece, PieceWork(shape.dtype, _width(problem), shape.lanes, 1), False, cpu)
-
-
-def _lost_to_hidden(visible: int | None, pairs: int) -> str:
-    return "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible"
 
 
 def _share(what: str, ms: float, total_ms: float) -> str:
