@@ -7,7 +7,7 @@ from attnc.spec.checks.text_warnings import warn
 from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.errors import SpecError
 from attnc.spec.names.module_scopes import Loader, Modules
-from attnc.spec.names.resolve import resolve_pattern
+from attnc.spec.names.resolve import PatternResolver
 from attnc.spec.names.unused_definitions import check_definitions
 from attnc.spec.program import Program
 from attnc.spec.reading.parse import parse
@@ -60,7 +60,7 @@ def load_program(source: SourceFile, loader: Loader, name: str | None = None) ->
 
 def _check(module: ModuleSyntax, loader: Loader, report: DiagnosticList) -> tuple[Program, ...]:
     scope = Modules(loader, report).scope(module)
-    resolved = [resolve_pattern(scope, pattern, report) for pattern in scope.patterns]
+    resolved = [PatternResolver(scope, pattern, report).resolve() for pattern in scope.patterns]
     programs = [check_pattern(r, report) for r in resolved]
     check_definitions(scope, report)
     return tuple(programs)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
 from dataclasses import replace
+from typing import ClassVar
 
 from attnc.spec import program, syntax
-from attnc.spec.diagnostics import Label
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.families import family_of, range_of
-from attnc.spec.names.module_scopes import declare, let_source
+from attnc.spec.names.module_scopes import let_source
 from attnc.spec.names.recurrence_resolver import RecurrenceResolver, stateful_lets
 from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSymbol, RangeSymbol, Symbol
-from attnc.spec.report import DiagnosticList
 
 STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
 """The words that only a branch with a state may hold; `let` may stand beside them."""
@@ -25,27 +23,22 @@ def is_stateful(block: syntax.BlockStatement) -> bool:
     return any(item.word.id in STATEFUL for item in block.body.statements)
 
 
-class StatefulBranch:
+class StatefulBranch(RecurrenceResolver):
     """Resolves one `branch` with a state. Its name is declared first, so that expressions above may read it."""
+
+    lets: ClassVar[tuple[DefinitionSource, ...]] = ()
+    """No definitions: unused `let` statements of a branch with a state are not checked."""
 
     def __init__(
         self,
         block: syntax.BlockStatement,
-        names: MutableMapping[str, Symbol],
+        names: ChainMap[str, Symbol],
         dimensions: Dimensions,
         resolver: Resolver,
-        report: DiagnosticList,
     ) -> None:
         assert block.name is not None
-        self.name = block.name
+        super().__init__(block.name, block.body.statements, names.new_child(), dimensions, resolver)
         self._block = block
-        self._scope: dict[str, Symbol] = {}
-        self._outer_scope = names
-        maps = names.maps if isinstance(names, ChainMap) else [names]
-        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, *maps)
-        self._dimensions = dimensions
-        self._resolver = resolver
-        self._report = report
 
     @property
     def symbol(self) -> BranchSymbol:
@@ -55,20 +48,16 @@ class StatefulBranch:
     def recurrence(self) -> program.RecurrenceClauses:
         """Return the recurrence of the branch."""
         self._check_statements()
-        statements = self._block.body.statements
         family = self._family()
-        stateful = stateful_lets(statements)
-        for item in statements:
-            if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let" and item.name.id not in stateful:
+        stateful = stateful_lets(self._statements)
+        for item in self._lines(syntax.DefinitionDecl, "let"):
+            if item.name.id not in stateful:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
         surroundings = self._resolver.surroundings
         surroundings.recurrent = True
         try:
-            recurrent = RecurrenceResolver(
-                self.name, statements, self._names, self._declare, self._dimensions, self._resolver, self._report
-            )
-            return replace(recurrent.resolve(stateful), family=family)
+            return replace(self.resolve(stateful), family=family)
         finally:
             surroundings.recurrent = False
 
@@ -80,25 +69,16 @@ class StatefulBranch:
         self._declare(variable.name, RangeSymbol(variable.name.span, key_range.binder))
         return key_range
 
-    def spare(self) -> list[DefinitionSource]:
-        """Return no definitions: unused `let` statements of a branch with a state are not checked."""
-        return []
-
-    def _declare(self, name: syntax.NameExpr, symbol: Symbol) -> None:
-        declare(self._report, self._scope, self._outer_scope, name, symbol)
-
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}
-        for item in self._block.body.statements:
+        for item in self._statements:
             word = item.word.id
             if word not in STATEFUL and word != "let":
                 message = f"`{word}` does not belong in a branch with a state"
                 help_ = "it processes one token at a time, with `state`, `let`, `step`, `read`, `scan`, `reset`"
                 self._report.error("A214", message, item.word.span, help=help_)
             elif word in first and word in ("read", "scan", "reset"):
-                also = (Label(first[word].span, "first here"),)
-                message = f"`{word}` appears twice"
-                self._report.error("A216", message, item.span, "again here", also=also, help="keep one")
+                self._refuse_twice(word, item.span, first[word].span)
             first.setdefault(word, item)
 
 

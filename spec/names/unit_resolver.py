@@ -7,18 +7,13 @@ from collections.abc import Mapping
 from attnc.spec import program, syntax
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.scope import Symbol
-from attnc.spec.report import DiagnosticList
 
 EXAMPLE = "`per a = q // block, b = k // block`"
 
 
-def resolve_unit(
-    binder: syntax.UnitDecl,
-    names: Mapping[str, Symbol],
-    resolver: Resolver,
-    report: DiagnosticList,
-) -> program.Unit | None:
+def resolve_unit(binder: syntax.UnitDecl, names: Mapping[str, Symbol], resolver: Resolver) -> program.Unit | None:
     """Return the unit; None after an error about a value that is not of queries only or of keys only."""
+    report = resolver.report
     error_count = len(report.diagnostics)
     value = resolver.resolve(binder.value, names)
     places = resolver.measures.of(value).places
