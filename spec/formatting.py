@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from attnc.spec.reading.parse import parse
-from attnc.spec.reading.words import RESERVED
+from attnc.spec.reading.phrases import RESERVED
 from attnc.spec.source import SourceFile
 
 INDENT = 4

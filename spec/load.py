@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from attnc.spec.checks.pattern_checker import check_pattern
 from attnc.spec.checks.text_warnings import warn
-from attnc.spec.diagnostics import Diagnostic, Label, in_order
+from attnc.spec.diagnostics import Diagnostic, DiagnosticList, Label, in_order
 from attnc.spec.errors import SpecError
 from attnc.spec.names.module_scopes import Loader, Modules
 from attnc.spec.names.resolve import PatternResolver
 from attnc.spec.names.unused_definitions import check_definitions
 from attnc.spec.program import Program
 from attnc.spec.reading.parse import parse
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.syntax import ModuleSyntax

@@ -9,13 +9,14 @@ from functools import partial
 from math import gcd
 from typing import TypeGuard
 
+import numpy as np
+
 from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.growth.closed import Closed, find_closed
 from attnc.compiler.growth.counts import UncountableError, count
-from attnc.compiler.growth.fitted import LONGEST_SAMPLE, Fit, fit, sampled
 from attnc.compiler.growth.formula import Formula
 from attnc.compiler.growth.open_relation import open_relation
-from attnc.compiler.growth.periodic import Lengths, RelationVariant
+from attnc.compiler.growth.periodic import Lengths, RelationVariant, total
 from attnc.compiler.growth.periods import find_reach
 from attnc.compiler.growth.seen import seen
 from attnc.compiler.ir import DataRead, HeadIndex, Index, Lookup, Pattern, fold
@@ -24,6 +25,48 @@ from attnc.compiler.lowering.specialise import alone, other_sizes
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.orders import TileFinder
 from attnc.spec.errors import EvaluationError
+
+LONGEST_SAMPLE = 1 << 14
+
+LEAST = 3
+"""Minimum number of lengths that a fit needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The fitted law `factor · n^exponent`; `residual`: the root mean square of log(count / fit)."""
+
+    factor: float
+    exponent: float
+    residual: float
+
+    def __str__(self) -> str:
+        return f"about {self.factor:.3g}·n^{self.exponent:.2f}"
+
+
+def fit(values: Mapping[int, int]) -> Fit | None:
+    """Fit a law to numbers at several lengths, by least squares on logarithms; None for too few lengths."""
+    points = {n: value for n, value in values.items() if value > 0}
+    if len(points) < LEAST:
+        return None
+    x, y = np.log(list(points)), np.log(list(points.values()))
+    slope, constant = np.polyfit(x, y, 1)
+    residual = float(np.sqrt(np.mean((y - slope * x - constant) ** 2)))
+    return Fit(float(np.exp(constant)), float(slope), residual)
+
+
+def sampled(variants: list[RelationVariant], lengths: Lengths, tile: int) -> dict[int, int]:
+    """Count the visible pairs at powers of two, up to the longest length that can be counted."""
+    result = {}
+    for exponent in range(9, LONGEST_SAMPLE.bit_length()):
+        n = (1 << exponent) // lengths.step * lengths.step
+        if n and lengths.allowed(n):
+            try:
+                result[n] = total(variants, n, tile).pairs
+            except UncountableError:
+                break
+    return result
+
 
 HEADS = 8
 """The number of heads to assume where a relation depends on the head and no parameter gives their number."""

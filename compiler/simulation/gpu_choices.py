@@ -15,8 +15,7 @@ from math import inf
 import numpy as np
 
 from attnc.compiler.kernels.kernel_source import BYTES, TileShape
-from attnc.compiler.planning.strips import Strips, strips, together
-from attnc.compiler.planning.tile_work import NATURAL, TileWork
+from attnc.compiler.planning.tile_work import NATURAL, Strips, TileWork, strips, together
 from attnc.compiler.simulation.cpu_choices import SelectionWork
 from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.gpu_clocks import (

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, inf
 
 from attnc.compiler.kernels.kernel_source import BYTES
-from attnc.compiler.planning.strips import Strips
-from attnc.compiler.planning.tile_work import NATURAL, TileWork
+from attnc.compiler.planning.tile_work import NATURAL, Strips, TileWork
 from attnc.compiler.simulation.candidates import SCHEDULED, ScheduleCandidates, ScheduleRequest, dense_runs
 from attnc.compiler.simulation.gpu_clocks import (
     Kernel,

@@ -12,8 +12,8 @@ from attnc.runtime.verifying.call_cases import takes_more_queries
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.constant_values import ParametersAlone
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings, constantly
+from attnc.spec.meaning.parameter_values import ParametersAlone
 from attnc.spec.program import BoundProgram, Expr, Value
 
 Number = Fraction | float

@@ -14,8 +14,8 @@ from attnc.runtime.verifying.call_cases import CallCase, every_expression
 from attnc.runtime.verifying.compared import input_values
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.constant_values import ParametersAlone, constant_value
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings
+from attnc.spec.meaning.parameter_values import ParametersAlone, constant_value
 from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
 SMALL = 3

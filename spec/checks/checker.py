@@ -33,9 +33,8 @@ from attnc.spec.checks.measure import (
 )
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.checks.recurrence_lines import RecurrentChecker
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.names.builtins import SIZES
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 Environment = Mapping[program.Binder, Finding]

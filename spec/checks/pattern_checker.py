@@ -21,8 +21,8 @@ from attnc.spec.checks.measure import (
     recurrences_of,
 )
 from attnc.spec.checks.mixtures import unguarded_mixtures
+from attnc.spec.diagnostics import DiagnosticList
 from attnc.spec.names.resolve import ResolvedPattern
-from attnc.spec.report import DiagnosticList
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
 _PER_PAIR = {

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.constant_values import constant_value
 from attnc.spec.meaning.exact_arithmetic import INT_MAX, INT_MIN
+from attnc.spec.meaning.parameter_values import constant_value
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Kind
 

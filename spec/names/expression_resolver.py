@@ -10,7 +10,7 @@ from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
 from attnc.spec.checks.measure import Measures
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
 from attnc.spec.names.argument_binding import bind_arguments
 from attnc.spec.names.builtins import (
@@ -48,7 +48,6 @@ from attnc.spec.names.scope import (
 )
 from attnc.spec.names.sets import SetResolver
 from attnc.spec.names.worlds import World, Worlds
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 OPERATORS = {

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from attnc.spec import program, syntax
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol
 from attnc.spec.reading.parse import parse
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 

@@ -18,7 +18,7 @@ from attnc.spec.checks.measure import (
     recurrences_of,
     selections_read,
 )
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.meaning.parameter_values import Mismatch, convert
 from attnc.spec.names.attention_resolver import Branch, Clauses
 from attnc.spec.names.bodies import BodyResolver
@@ -30,7 +30,13 @@ from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.later import remedy, unsupported
 from attnc.spec.names.module_scopes import ModuleScope, let_source, refuse_hiding, refuse_taken
 from attnc.spec.names.name_resolver import Surroundings
-from attnc.spec.names.recurrence_resolver import RECURRENT, RecurrenceResolver, stateful_lets
+from attnc.spec.names.recurrence_resolver import (
+    RECURRENT,
+    RecurrenceResolver,
+    StatefulBranch,
+    is_stateful,
+    stateful_lets,
+)
 from attnc.spec.names.round_resolver import RoundResolver
 from attnc.spec.names.scope import (
     DefinitionSource,
@@ -42,10 +48,8 @@ from attnc.spec.names.scope import (
     Symbol,
 )
 from attnc.spec.names.selection_resolver import SelectResolver
-from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
 from attnc.spec.reading.limits import MAX_BRANCHES
-from attnc.spec.report import DiagnosticList
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
 

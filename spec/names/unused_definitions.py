@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from attnc.spec.diagnostics import DiagnosticList
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.module_scopes import ModuleScope
 from attnc.spec.names.name_resolver import Surroundings
-from attnc.spec.report import DiagnosticList
 from attnc.spec.syntax import NameExpr
 
 
