@@ -15,8 +15,6 @@ from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.syntax import ModuleSyntax
 
-__all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
-
 LISTED = 20
 """Maximum number of patterns that a message lists."""
 

@@ -134,6 +134,3 @@ def _operands(value: Apply) -> list[Value]:
         is_nested = isinstance(operand, Apply) and operand.op == value.op
         result += _operands(operand) if is_nested and isinstance(operand, Apply) else [operand]
     return result
-
-
-__all__ = ["PARTS", "normal_forms"]

@@ -86,9 +86,6 @@ def _step(line: checked.StepClause, version: int, lowering: Lowering, scope: Low
     return ir.Step(line.state.name, version, as_value(lowering.lower(line.value, scope)), repeat)
 
 
-__all__ = ["lower_branch", "lower_recurrence"]
-
-
 @verified
 def lower(bound: checked.BoundProgram) -> ir.Pattern:
     """Lower a bound program to a pattern of the IR.

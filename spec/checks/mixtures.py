@@ -109,6 +109,3 @@ def _conditions(node: program.Expr) -> Iterator[program.SelectedTest]:
     elif isinstance(node, program.Operation) and node.op == "and":
         for operand in node.operands:
             yield from _conditions(operand)
-
-
-__all__ = ["unguarded_mixtures"]

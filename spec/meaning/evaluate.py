@@ -19,8 +19,6 @@ from attnc.spec.meaning.token_layout import TokenLayout
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 
-__all__ = ["EvaluationError", "Evaluator"]
-
 
 class Evaluator:
     """The reference evaluation of one call: a bound program with sizes and inputs.

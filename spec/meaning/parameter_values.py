@@ -16,8 +16,6 @@ from attnc.spec.program import BoundProgram, Scalar, Value
 from attnc.spec.source import Span
 from attnc.spec.types import Type
 
-__all__ = ["check_steps", "constant_value"]
-
 MAX_CONSTANT_STEPS = 100_000
 """Maximum number of steps for an expression that reads only parameters."""
 

@@ -407,5 +407,3 @@ _ARRAY_FUNCTIONS: dict[str, Callable[..., AxisValue]] = {
     "normalised": _vector_function("normalised"),
     "rms": _vector_function("rms"),
 }
-
-__all__ = ["RecurrentRuns", "States"]

@@ -81,9 +81,6 @@ def number_in(span: Span, parts: Sequence[program.KeyRange], places: Sequence[pr
     return program.ConditionalValue(span, program.Operation(span, "and", tuple(inside)), number, outside)
 
 
-__all__ = ["family_names", "family_of", "joined", "number_in", "range_of"]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectedPlace:
     """A name that iterates over a selection from a range; its value is the index of the selected entry.
@@ -119,6 +116,3 @@ class SelectedPlace:
         arguments: tuple[program.Expr, ...] = (program.Local(span, self.binder),)
         arguments += () if self.member is None else (self.member,)
         return program.DefinitionUse(span, program.Definition(body.span, name, parameters, body), arguments)
-
-
-__all__ = ["SelectedPlace"]

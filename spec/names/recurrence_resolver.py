@@ -199,9 +199,6 @@ class RecurrenceResolver(BodyResolver):
                 self._report.error("A222", f"the state `{state.name}` is never updated", state.span, help=help_)
 
 
-__all__ = ["RECURRENT", "RecurrenceResolver", "stateful_lets"]
-
-
 STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
 """The words that only a branch with a state may hold; `let` may stand beside them."""
 
@@ -268,6 +265,3 @@ class StatefulBranch(RecurrenceResolver):
             elif word in first and word in ("read", "scan", "reset"):
                 self._refuse_twice(word, item.span, first[word].span)
             first.setdefault(word, item)
-
-
-__all__ = ["STATEFUL", "StatefulBranch", "is_stateful"]

@@ -216,6 +216,3 @@ class SelectResolver(Clauses):
 def _is_bare(binder: syntax.Binder, name: str) -> bool:
     """Whether a binder is `name` without a range: `q`, `k`, `head` or `batch`."""
     return isinstance(binder, syntax.LoopVariable) and binder.domain is None and binder.name.id == name
-
-
-__all__ = ["SelectResolver"]

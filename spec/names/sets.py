@@ -269,6 +269,3 @@ class SetResolver(NameResolver):
 
 def _is_over_candidates(node: program.Aggregate) -> bool:
     return any(isinstance(variable, program.VisibleVariable) for variable in node.runnings)
-
-
-__all__ = ["SetResolver"]
