@@ -13,10 +13,9 @@ from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_round import lower_round
 from attnc.compiler.lowering.lower_selections import SelectingLowering
-from attnc.compiler.lowering.lowered_operations import OpenSizeError, as_value, number_of
+from attnc.compiler.lowering.lowered_operations import OpenSizeError, as_value, fail, number_of
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
-from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.names.builtins import SIZES
 from attnc.spec.types import Dim
@@ -34,7 +33,7 @@ def lower_branch(
     low, high = (number_of(lowering.integer(end, LoweringScope())) for end in (item.family.low, item.family.high))
     if low >= high:
         message, help_ = f"the range of the family `{item.name}` is empty", "make its end greater than its start"
-        raise SpecError((Diagnostic("A703", message, Label(item.family.span), help=help_),))
+        fail(item.family.span, "A703", message, help_)
     branches = []
     for member in range(low, high):
         scope = LoweringScope().bind(item.family.binder, fold.const(member))
