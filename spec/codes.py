@@ -1,4 +1,7 @@
-"""The diagnostic codes with their titles. A code is never renumbered or reused."""
+"""The diagnostic codes with their titles. A code is never renumbered or reused.
+
+A page for each code in `explanations/` explains it.
+"""
 
 from __future__ import annotations
 

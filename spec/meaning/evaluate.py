@@ -14,8 +14,7 @@ from attnc.spec.meaning.denotation import BEYOND, MAX_STEPS, EvaluationFrame, Me
 from attnc.spec.meaning.parameter_values import check_steps
 from attnc.spec.meaning.recurrence_meaning import RecurrentRuns
 from attnc.spec.meaning.selection_meaning import Selections
-from attnc.spec.meaning.tensors import Tensors
-from attnc.spec.meaning.token_layout import TokenLayout
+from attnc.spec.meaning.tensors import Tensors, TokenLayout
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 

@@ -1,4 +1,4 @@
-"""Convert Python values to values of parameters, by the parameter's type."""
+"""Convert Python values to values of parameters, and evaluate expressions that read only parameters."""
 
 from __future__ import annotations
 

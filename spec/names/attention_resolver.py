@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from attnc.spec import program, syntax
-from attnc.spec.names.bodies import BodyResolver
+from attnc.spec.names.bodies import BodyResolver, resolve_unit
 from attnc.spec.names.expression_resolver import ExpressionResolver, Resolver
 from attnc.spec.names.families import family_of, joined, range_of
 from attnc.spec.names.scope import (
@@ -21,7 +21,6 @@ from attnc.spec.names.scope import (
     Symbol,
     UnitSymbol,
 )
-from attnc.spec.names.unit_resolver import resolve_unit
 from attnc.spec.names.worlds import World
 from attnc.spec.source import Span
 

@@ -1,4 +1,4 @@
-"""Resolve families of branches and selections, and names with ranges."""
+"""Resolve families of branches and selections, names with ranges, and names that iterate over a selection."""
 
 from __future__ import annotations
 

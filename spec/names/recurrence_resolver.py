@@ -1,4 +1,7 @@
-"""Resolve a recurrence: its states, its lines in order, and the processing order of the tokens."""
+"""Resolve a recurrence: its states, its lines in order, and the processing order of the tokens.
+
+Branches with a state process tokens one after another beside branches with keys.
+"""
 
 from __future__ import annotations
 

@@ -6,10 +6,9 @@ from collections import ChainMap
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
-from attnc.spec.names.bodies import BodyResolver
+from attnc.spec.names.bodies import EXAMPLE, BodyResolver, resolve_unit
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.scope import SilentSymbol, Symbol, UnitSymbol
-from attnc.spec.names.unit_resolver import EXAMPLE, resolve_unit
 from attnc.spec.source import Span
 
 _HOLDS = "a `round` holds one `per`, `let` lines and one `keep`"

@@ -1,4 +1,4 @@
-"""Phrases for the parser's terminals, and remedies for the notations of other languages."""
+"""Reserved words, phrases for the parser's terminals, and remedies for the notations of other languages."""
 
 from __future__ import annotations
 
