@@ -1,4 +1,4 @@
-"""Read inputs as nested lists, check them against their dimensions, and assign positions to segments in order."""
+"""Read inputs as nested lists, check them against their dimensions, and assign positions to segments."""
 
 from __future__ import annotations
 
