@@ -4,6 +4,10 @@ The proof. Let M be a common multiple of all divisors, q = M·a + r and k = M·b
 multiple of a, of b or of a - b, plus a constant; a condition compares such a term with a constant of at most C. A gap
 between 0, a and b of more than C + 1 can be reduced to C + 1 without changing any condition. So if two relations differ
 on some pair, they also differ on a pair with a and b at most 2·(C + 1), and all of these pairs are evaluated.
+
+Normal forms compare visible pairs, scores, weights, values, branches, states and selections of two patterns. A normal
+form is a digest as in `canonical`, but the order of factors, of summands, and of the two vectors of an inner product
+is ignored. Equal digests prove that two parts are equal. Different digests prove nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The growth of a pattern: visible pairs, live tiles and cost as formulas of the length, with their derivation."""
+"""The growth of a pattern: visible pairs, live tiles and cost as formulas of the length, with their derivation.
+
+A relation is put into words by its visible distances, or else by the condition itself. A relation without a derived
+law gets a law that is fitted to counts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tables of `floor` and `ceil` of binary64 values, computed on the host over the integer on which they depend."""
+"""Tables of `floor` and `ceil` of binary64 values, computed on the host over the integer on which they depend.
+
+Many entries are estimated at once, with a bound on the error of each. NumPy's functions round differently from
+`math`'s, so an estimate decides a `floor` only where no integer is within its error.
+"""
 
 from __future__ import annotations
 

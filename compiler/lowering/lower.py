@@ -1,4 +1,7 @@
-"""Lowering: a bound program becomes a pattern of the IR; lets and defs are inlined, rationals scaled to integers."""
+"""Lowering: a bound program becomes a pattern of the IR; lets and defs are inlined, rationals scaled to integers.
+
+Each line of a recurrence makes a new version of a state.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Documents: contiguous runs of tokens with one id, each a separate sequence."""
+"""Documents: contiguous runs of tokens with one id, each a separate sequence.
+
+A relation that requires equal ids, `ids[q] == ids[k] and …`, is split into one window for each run of an id.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Place pieces at many windows at once: equal windows at even steps become the stretches of one piece."""
+"""Place pieces at many windows at once: equal windows at even steps become the stretches of one piece.
+
+Adjacent short documents are packed into one masked call where that is cheaper than a call for each document.
+"""
 
 from __future__ import annotations
 

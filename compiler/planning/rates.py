@@ -1,6 +1,8 @@
 """The cost of a piece on a CPU in nanoseconds, from the rates of torch's flash kernel and of the work around it.
 
 Only ratios matter: they rank schedules. `runtime.measuring.calibration` measures the rates of a machine.
+
+Selection and attention to selected blocks, which run without torch's kernel, have rates of their own.
 """
 
 from __future__ import annotations

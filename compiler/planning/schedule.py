@@ -1,4 +1,7 @@
-"""Choose the cover of a specialised relation: build candidates, cost them and compare them."""
+"""Choose the cover of a specialised relation: build candidates, cost them and compare them.
+
+Visible pairs that the tiles of a plan leave uncounted are counted exactly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live tiles of a relation in one order of tokens, as kernels walk them."""
+"""The live tiles of a relation in one order of tokens, as kernels walk them: strips of full and partial tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The keys that queries see in a piece of a plan, whose stretches of queries and keys share a mask."""
+"""The keys that queries see in a piece of a plan, whose stretches of queries and keys share a mask.
+
+Sets of tokens are held ascending, as runs, and as marks of the tokens seen so far.
+"""
 
 from __future__ import annotations
 

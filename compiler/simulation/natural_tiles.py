@@ -1,4 +1,9 @@
-"""Count the live tiles of a relation in natural order: all tiles, a few repeating rows, or a sample of the rows."""
+"""Count the live tiles of a relation in natural order: all tiles, a few repeating rows, or a sample of the rows.
+
+If f(q + P, k + P) = f(q, k), and P is m tiles long, row r + m has the tiles of row r, each m columns further right. So
+the first m rows and the last m rows determine the tile at every distance `column - row`, for each remainder of r modulo
+m; counts of rows and columns are sums over distances. Leading tokens that differ, such as sinks, are cut off first.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Tiles as lists: for each tile row, the columns of its full tiles and the columns of its partial tiles."""
+"""Tiles as lists: for each tile row, the columns of its full tiles and the columns of its partial tiles.
+
+Tiles as runs: for each tile row, the ranges of adjacent full tiles and of adjacent partial tiles. Sets of tiles are
+stretches of adjacent columns, with union, difference and transposition. No operation lists single tiles, except the
+methods whose results do: a triangle of n rows takes n stretches by row, and n by column.
+"""
 
 from __future__ import annotations
 
