@@ -60,7 +60,9 @@ class LoweringScope:
         """The scope in which the query or key is at a position, with its coordinates if they are known directly."""
         others = tuple(item for item in self.coordinates if item[0] != place)
         known = others if coordinates is None else (*others, (place, coordinates))
-        return replace(self, coordinates=known, **{place: position})
+        if place == "q":
+            return replace(self, q=position, coordinates=known)
+        return replace(self, k=position, coordinates=known)
 
     def position(self, place: checked.PlaceName) -> Index:
         """Return the position of the query or key."""

@@ -9,11 +9,11 @@ from attnc.compiler import ir
 from attnc.compiler.analysis.heads import heads_read
 from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.ir.rewrite import aggregate, substitute
-from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming, refuse
+from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming
 from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
 from attnc.compiler.lowering.lower_units import Numbered, UnitMembers, row_major, unflattened
-from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_indices, as_value, fail, number_of
+from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_indices, as_value, fail, number_of, refuse
 from attnc.compiler.lowering.members import Term, divides, joined, member_name, selections_read_through, size_of
 from attnc.spec import program as checked
 from attnc.spec.checks.attention_clauses import same_keys
