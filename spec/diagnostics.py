@@ -35,15 +35,14 @@ class Diagnostic:
     help: str = ""
     severity: Severity = Severity.ERROR
 
-    @property
-    def sort_key(self) -> tuple[str, int, str, str]:
-        """Return the key that orders diagnostics for display: file, position, code."""
-        return (self.primary.span.source.name, self.primary.span.start, self.code, self.message)
-
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """Return the distinct diagnostics, sorted by position."""
-    return tuple(sorted(dict.fromkeys(diagnostics), key=lambda d: d.sort_key))
+    """Return the distinct diagnostics, sorted by file, position and code."""
+
+    def key(d: Diagnostic) -> tuple[str, int, str, str]:
+        return d.primary.span.source.name, d.primary.span.start, d.code, d.message
+
+    return tuple(sorted(dict.fromkeys(diagnostics), key=key))
 
 
 class DiagnosticList:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import kinds
 from attnc.compiler.analysis.translation import Dependences
-from attnc.compiler.ir import Arith, Bool, Compare, Const, Data, DataRead, Index, Linear, Position, fold
+from attnc.compiler.ir import Arith, Compare, Const, Data, DataRead, Index, Linear, Position, fold
 from attnc.compiler.ir.rewrite import rewrite, walk
 from attnc.compiler.ir.verify_ir import verified
 from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.residues import conjuncts
 
 Int64 = NDArray[np.int64]
 
@@ -113,11 +114,7 @@ def document_windows(ids: NDArray[Any], n_q: int, align: Literal["start", "end"]
         return Windows.of()
     starts = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
     _check_contiguous(ids[starts], starts)
-    ends = np.append(starts[1:], n_k)
-    offset = n_k - n_q if align == "end" else 0
-    first, last = np.maximum(starts - offset, 0), np.minimum(ends - offset, n_q)
-    windows = Windows(first, starts, last - first, ends - starts, first + offset - starts)
-    return windows.take(np.flatnonzero(last > first))
+    return _windows_between(starts, np.append(starts[1:], n_k), n_q, n_k, align)
 
 
 class BoundariesError(Exception):
@@ -137,7 +134,11 @@ def packed_windows(boundaries: NDArray[Any], n_q: int, n_k: int, align: Literal[
         raise BoundariesError(
             f"decreases after entry {falls[0]}, {_abridged(ends)}: pass cumulative lengths, which never decrease"
         )
-    starts, ends = ends[:-1], ends[1:]
+    return _windows_between(ends[:-1], ends[1:], n_q, n_k, align)
+
+
+def _windows_between(starts: Int64, ends: Int64, n_q: int, n_k: int, align: Literal["start", "end"] | None) -> Windows:
+    """Return the windows of the keys `starts .. ends` that have queries in this call."""
     offset = n_k - n_q if align == "end" else 0
     first, last = np.maximum(starts - offset, 0), np.minimum(ends - offset, n_q)
     windows = Windows(first, starts, last - first, ends - starts, first + offset - starts)
@@ -172,7 +173,7 @@ def windows_of_ids(relation: Index, n_q: int, n_k: int) -> list[tuple[Windows, I
     None if the relation requires no equal ids, if an id appears again after another id, or if the remaining condition
     depends on more than the distance between a row and a key, so that windows would differ.
     """
-    parts = relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
+    parts = conjuncts(relation)
     numbered = next(((i, equal) for i, part in enumerate(parts) if (equal := _id_comparison(part, n_q, n_k))), None)
     if numbered is None:
         return None

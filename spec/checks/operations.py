@@ -45,7 +45,7 @@ class OperationRules:
         """Return the finding of an operation, given the findings of its operands."""
         needs = frozenset[str]().union(*(f.needs for f in findings))
         if any(f.form.kind == "unknown" for f in findings):
-            return Finding(self._unknown_form(node.op), needs)
+            return Finding(BOOL if node.op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN, needs)
         if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in findings):
             return Finding(self.floating.of(node, findings), needs)
         form = self._form(node, findings)
@@ -55,9 +55,6 @@ class OperationRules:
         if value is not None:
             return Finding(value.form, needs, value.constant, value.natural)
         return Finding(form, needs, None, _natural(node.op, findings))
-
-    def _unknown_form(self, op: str) -> ExprForm:
-        return BOOL if op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN
 
     def _form(self, node: program.Operation, findings: Sequence[Finding]) -> ExprForm | None:
         op = node.op

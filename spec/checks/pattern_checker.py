@@ -105,18 +105,18 @@ class PatternChecker(Checker):
             self._static(pad.high, "the end of a `pad` range")
         self._check_approximation()
         self._check_padded()
-        facts = self._everywhere()
+        facts = self.everywhere
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
         attention = AttentionChecker(self, self._pattern, self._complain)
         for recurrence in recurrences_of(self._pattern):
             attention.outputs[recurrence.name] = self.recurrent.check(recurrence)
         for attend in self._pattern.attends:
-            needs |= attention.check(attend, facts, self._everywhere())
+            needs |= attention.check(attend, facts, self.everywhere)
         for selection in self._pattern.selections:
-            needs |= attention.check_selection(selection, self._everywhere())
+            needs |= attention.check_selection(selection, self.everywhere)
         if self._pattern.combine is not None:
-            attention.check_combine(self._pattern.combine, self._everywhere())
+            attention.check_combine(self._pattern.combine, self.everywhere)
             self._check_mixtures(self._pattern.combine)
         return needs
 
@@ -168,7 +168,7 @@ class PatternChecker(Checker):
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """Return the stages that the conjunction of the `visible` lines needs."""
-        facts = self._everywhere()
+        facts = self.everywhere
         needs: frozenset[str] = frozenset()
         for line in lines:
             finding = self.find(line, {}, facts)
@@ -181,8 +181,8 @@ class PatternChecker(Checker):
         """Return the stages that the units and the condition of a `round` need; none for a pattern without `round`."""
         if item is None:
             return frozenset()
-        facts = self._everywhere()
-        unit_findings = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
+        facts = self.everywhere
+        unit_findings = {unit: self.unit(unit, facts) for unit in (item.q, item.k)}
         env = {
             unit.binder: Finding(finding.form, finding.needs - {"q", "k"}, None, finding.natural)
             for unit, finding in unit_findings.items()

@@ -97,7 +97,8 @@ class Resolver:
     def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
         """Return the definition in a world, with units for some parameters; None where it was refused."""
         surroundings = self.surroundings
-        key = (source, world, self._relation_of(source), units, surroundings.recurrent, surroundings.selecting)
+        relation: Lines = tuple(surroundings.visible) if self.order.mentions_visible(source) else ()
+        key = (source, world, relation, units, surroundings.recurrent, surroundings.selecting)
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -149,9 +150,6 @@ class Resolver:
             body = program.Operation(span, "and", lines) if lines else program.Literal(span, True)
             self._relations[lines] = program.Definition(span, "visible", (), body)
         return program.DefinitionUse(span, self._relations[lines], ())
-
-    def _relation_of(self, source: DefinitionSource) -> Lines:
-        return tuple(self.surroundings.visible) if self.order.mentions_visible(source) else ()
 
     def _within_limits(self, definition: program.Definition) -> bool:
         excess = self.measures.excess(definition.body)
