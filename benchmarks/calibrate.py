@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
+from attnc.compiler.planning.rates import ROWS, WIDTHS, ChoiceRates, Rates
 from attnc.runtime.measuring import calibration
 from attnc.runtime.planning import stored_rates
 

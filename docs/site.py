@@ -126,7 +126,7 @@ def attn_lexer() -> type[RegexLexer]:
     from pygments.lexer import RegexLexer, words
     from pygments.token import Comment, Keyword, Number, Operator, Punctuation, String, Text, Whitespace
 
-    from attnc.spec.reading.words import RESERVED, STATEMENT_WORDS
+    from attnc.spec.reading.phrases import RESERVED, STATEMENT_WORDS
 
     class AttnLexer(RegexLexer):
         name = "attn"

@@ -1,6 +1,11 @@
-"""The diagnostic codes with their titles. A code is never renumbered or reused."""
+"""The diagnostic codes with their titles. A code is never renumbered or reused.
+
+A page for each code in `explanations/` explains it.
+"""
 
 from __future__ import annotations
+
+from importlib.resources import files
 
 CODES: dict[str, str] = {
     # A0xx: text
@@ -130,3 +135,10 @@ CODES: dict[str, str] = {
     "W008": "the score reads no vectors",
     "W009": "a window that is not centred on its query",
 }
+
+
+def page(code: str) -> str | None:
+    """Return the page of a code as Markdown; None for an unknown code."""
+    if code not in CODES:
+        return None
+    return files("attnc.spec").joinpath("explanations").joinpath(f"{code}.md").read_text(encoding="utf-8")

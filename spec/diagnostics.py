@@ -35,12 +35,44 @@ class Diagnostic:
     help: str = ""
     severity: Severity = Severity.ERROR
 
-    @property
-    def sort_key(self) -> tuple[str, int, str, str]:
-        """Return the key that orders diagnostics for display: file, position, code."""
-        return (self.primary.span.source.name, self.primary.span.start, self.code, self.message)
-
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
-    """Return the distinct diagnostics, sorted by position."""
-    return tuple(sorted(dict.fromkeys(diagnostics), key=lambda d: d.sort_key))
+    """Return the distinct diagnostics, sorted by file, position and code."""
+
+    def key(d: Diagnostic) -> tuple[str, int, str, str]:
+        return d.primary.span.source.name, d.primary.span.start, d.code, d.message
+
+    return tuple(sorted(dict.fromkeys(diagnostics), key=key))
+
+
+class DiagnosticList:
+    """A growing list of diagnostics."""
+
+    def __init__(self) -> None:
+        self.diagnostics: list[Diagnostic] = []
+
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        label: str = "",
+        *,
+        also: tuple[Label, ...] = (),
+        help: str = "",
+    ) -> None:
+        """Add an error: its message, its span with a label at the caret, related spans, and the remedy."""
+        self.diagnostics.append(Diagnostic(code, message, Label(span, label), also, help))
+
+    def warning(self, code: str, message: str, span: Span, label: str = "", *, help: str) -> None:
+        """Add a warning: its message, its span with a label at the caret, and the remedy."""
+        self.diagnostics.append(Diagnostic(code, message, Label(span, label), (), help, Severity.WARNING))
+
+    def extend(self, diagnostics: tuple[Diagnostic, ...]) -> None:
+        """Add the diagnostics of another stage."""
+        self.diagnostics.extend(diagnostics)
+
+    @property
+    def failed(self) -> bool:
+        """Whether at least one diagnostic is an error."""
+        return any(d.severity is Severity.ERROR for d in self.diagnostics)

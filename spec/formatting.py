@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from attnc.spec.reading.parse import parse
-from attnc.spec.reading.words import RESERVED
+from attnc.spec.reading.phrases import RESERVED
 from attnc.spec.source import SourceFile
 
 INDENT = 4
@@ -226,15 +226,11 @@ def _gap(before: list[_Token], token: _Token, word: str, *, first: bool, in_brac
         return " " if last.text in _UNPADDED else " " * max(WORDS - len(last.text), 1)
     if token.text in (",", ")", "]", ":", ".") or last.text in ("(", "[", "."):
         return ""
-    if _is_sign(last) and not (len(before) > 1 and _ends_value(before[-2])):
+    if last.text in ("+", "-") and not (len(before) > 1 and _ends_value(before[-2])):
         return ""  # a sign, not a binary operator
     if token.text in _OPENING and _ends_value(last):
         return " " if word == "use" and not in_brackets else ""
     return " "
-
-
-def _is_sign(token: _Token) -> bool:
-    return token.text in ("+", "-")
 
 
 def _ends_value(token: _Token) -> bool:

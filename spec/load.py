@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from attnc.spec.checks.pattern_checker import check_pattern
 from attnc.spec.checks.text_warnings import warn
-from attnc.spec.diagnostics import Diagnostic, Label, in_order
+from attnc.spec.diagnostics import Diagnostic, DiagnosticList, Label, in_order
 from attnc.spec.errors import SpecError
-from attnc.spec.names.module_scopes import Loader, Modules
-from attnc.spec.names.resolve import resolve_pattern
-from attnc.spec.names.unused_definitions import check_definitions
+from attnc.spec.names.expression_resolver import Resolver
+from attnc.spec.names.module_scopes import Loader, Modules, ModuleScope
+from attnc.spec.names.name_resolver import Surroundings
+from attnc.spec.names.resolve import PatternResolver
 from attnc.spec.program import Program
 from attnc.spec.reading.parse import parse
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
-from attnc.spec.syntax import ModuleSyntax
-
-__all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
+from attnc.spec.syntax import ModuleSyntax, NameExpr
 
 LISTED = 20
 """Maximum number of patterns that a message lists."""
@@ -60,9 +58,9 @@ def load_program(source: SourceFile, loader: Loader, name: str | None = None) ->
 
 def _check(module: ModuleSyntax, loader: Loader, report: DiagnosticList) -> tuple[Program, ...]:
     scope = Modules(loader, report).scope(module)
-    resolved = [resolve_pattern(scope, pattern, report) for pattern in scope.patterns]
+    resolved = [PatternResolver(scope, pattern, report).resolve() for pattern in scope.patterns]
     programs = [check_pattern(r, report) for r in resolved]
-    check_definitions(scope, report)
+    _check_definitions(scope, report)
     return tuple(programs)
 
 
@@ -78,3 +76,11 @@ def _no_single_pattern(source: SourceFile, names: list[str], name: str | None) -
         return Diagnostic("A606", f"{source.name} defines several patterns: {listed}", label, help=help_)
     help_ = did_you_mean(name, names, f"it defines {listed}")
     return Diagnostic("A606", f"{source.name} has no pattern `{name}`", label, help=help_)
+
+
+def _check_definitions(scope: ModuleScope, report: DiagnosticList) -> None:
+    """Report unknown names and cycles in the `def` and `let` of a file, even where no pattern uses them."""
+    resolver = Resolver(report, Surroundings(alone=True))
+    for source in scope.definitions:
+        if source.span.source is scope.module.source:
+            resolver.prepare(NameExpr(source.span, source.name), scope.names)

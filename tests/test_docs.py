@@ -225,7 +225,7 @@ def run_line(text: str) -> None:
 
 
 def test_support_table_names_every_statement() -> None:
-    from attnc.spec.reading.words import BODY_WORDS
+    from attnc.spec.reading.phrases import BODY_WORDS
 
     lines = {line.split()[0] for line, _ in support_table()}
     inside = {"covers", "from", "keep", "always", "state", "step", "read", "scan", "reset", "return"}

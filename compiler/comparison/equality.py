@@ -4,6 +4,10 @@ The proof. Let M be a common multiple of all divisors, q = M·a + r and k = M·b
 multiple of a, of b or of a - b, plus a constant; a condition compares such a term with a constant of at most C. A gap
 between 0, a and b of more than C + 1 can be reduced to C + 1 without changing any condition. So if two relations differ
 on some pair, they also differ on a pair with a and b at most 2·(C + 1), and all of these pairs are evaluated.
+
+Normal forms compare visible pairs, scores, weights, values, branches, states and selections of two patterns. A normal
+form is a digest as in `canonical`, but the order of factors, of summands, and of the two vectors of an inner product
+is ignored. Equal digests prove that two parts are equal. Different digests prove nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import lcm
+from typing import Any
 
 import numpy as np
 
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.linear_forms import UnknownFormError, common_divisor, largest_constant
-from attnc.compiler.ir import Extent, Index
+from attnc.compiler.ir import Apply, Dot, Extent, Index, Pattern, Softmax, Value
+from attnc.compiler.ir.canonical import Writer, digest_of, own_names
 from attnc.compiler.ir.rewrite import walk
 
 MOST = 8192
@@ -77,3 +83,58 @@ def difference_at(one: Index, other: Index, n: int, q: int, k: int) -> Differenc
 def reads_length(relation: Index) -> bool:
     """Whether a relation depends on the number of tokens."""
     return any(isinstance(node, Extent) and node.name in ("queries", "keys") for node in walk(relation))
+
+
+PARTS = ("scores", "weights", "values", "branches", "states", "selections")
+"""The parts of a pattern besides its visible pairs."""
+
+_FLATTENED = ("add", "mul", "min", "max")
+_SWAPPED = (*_FLATTENED, "logaddexp")
+
+
+def normal_forms(pattern: Pattern) -> dict[str, bytes]:
+    """Return a digest of the `relation` and of each of `PARTS`.
+
+    Names that are local to the text are ignored; names of inputs are not. Alignment, requirements and unread inputs are
+    left out.
+    """
+    writer = _UnorderedWriter(own_names(pattern))
+    nodes = pattern.nodes
+    return {
+        "relation": writer.value([node.visible for node in nodes]),
+        "scores": writer.value([node.score for node in nodes]),
+        "weights": writer.value([_weights(node.weights) for node in nodes]),
+        "values": writer.value([node.value for node in nodes]),
+        "branches": writer.value(
+            [pattern.combine, pattern.lse, *((node.keys, node.key_of, node.stack, node.family) for node in nodes)]
+        ),
+        "states": writer.value([*pattern.stateful, pattern.recur]),
+        "selections": writer.value(list(pattern.selections)),
+    }
+
+
+def _weights(weights: Softmax | Value) -> tuple[object, ...]:
+    return ("softmax", weights.extra) if isinstance(weights, Softmax) else ("own", weights)
+
+
+class _UnorderedWriter(Writer):
+    """Computes digests that ignore the order of the operands of commutative functions."""
+
+    def _structure(self, value: Any) -> bytes:
+        match value:
+            case Dot(left=left, right=right):
+                return digest_of("Dot", *sorted(map(self.value, (left, right))))
+            case Apply(op=op) if op in _SWAPPED:
+                return digest_of(op, *sorted(map(self.value, _operands(value))))
+        return super()._structure(value)
+
+
+def _operands(value: Apply) -> list[Value]:
+    """Return the operands of a function, with operands of nested calls of the same function spliced in."""
+    if value.op not in _FLATTENED:
+        return list(value.operands)
+    result: list[Value] = []
+    for operand in value.operands:
+        is_nested = isinstance(operand, Apply) and operand.op == value.op
+        result += _operands(operand) if is_nested and isinstance(operand, Apply) else [operand]
+    return result

@@ -176,8 +176,8 @@ def _formula(
     wrong = np.flatnonzero(~is_right[:: expression.step])
     first = max(int(wrong[-1]) + 1 if len(wrong) else 0, 1) * expression.step
     if ragged and expression.step == 1:
-        return Formula(expression.cases, expression.names, (first - 1) * unit + 1)
-    return Formula(expression.cases, expression.names, first * unit, expression.step * unit)
+        return replace(expression, start=(first - 1) * unit + 1)
+    return replace(expression, start=first * unit, step=expression.step * unit)
 
 
 def _tiles(tiles: Int64, whole_rows: NDArray[np.bool_], tile: int, tile_period: Period) -> Formula:
@@ -233,7 +233,7 @@ def _affordable(period: Period, step: int) -> int | None:
 
 def _formula_from(polynomial: QuasiPolynomial, variable: PolynomialVariable, start: int) -> Formula:
     expression = expressed(polynomial, variable)
-    return Formula(expression.cases, expression.names, -(-start // expression.step) * expression.step, expression.step)
+    return replace(expression, start=-(-start // expression.step) * expression.step)
 
 
 def _lowered(formula: Formula, lengths: Lengths, value: Callable[[int], int]) -> Formula:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from attnc.compiler.growth.formula import FormulaCase, FormulaName, symbol, tidy
+from attnc.compiler.growth.formula import Formula, FormulaCase, FormulaName, symbol, tidy
 from attnc.compiler.ir import Index, fold
 
 Polynomial = tuple[Fraction, Fraction, Fraction]
@@ -51,7 +51,7 @@ def interpolate(value: Callable[[int], int], start: int, period: int, step: int)
     return _shortest(QuasiPolynomial(period, step, by_remainder))
 
 
-def _through(points: Sequence[int], values: Sequence[int]) -> Polynomial:
+def _through(points: Sequence[int], values: Sequence[int] | Sequence[Fraction]) -> Polynomial:
     (x, y, z), (f, g, h) = points, values
     slope, later = Fraction(g - f, y - x), Fraction(h - g, z - y)
     square = (later - slope) / (z - x)
@@ -92,16 +92,7 @@ def tile_rows(tile: int) -> PolynomialVariable:
     return PolynomialVariable("N", FormulaName("N", f"⌈n/{tile}⌉", value), value)
 
 
-@dataclass(frozen=True, slots=True)
-class Expressed:
-    """A quasi-polynomial written in a few cases, for multiples of `step`."""
-
-    cases: tuple[FormulaCase, ...]
-    names: tuple[FormulaName, ...]
-    step: int
-
-
-def expressed(polynomial: QuasiPolynomial, variable: PolynomialVariable) -> Expressed:
+def expressed(polynomial: QuasiPolynomial, variable: PolynomialVariable) -> Formula:
     """Write a quasi-polynomial as a few cases in the variable and, where the period is not the step, its remainder r.
 
     The cases hold for multiples of the smallest step for which at most `MOST_CASES` cases suffice.
@@ -112,10 +103,9 @@ def expressed(polynomial: QuasiPolynomial, variable: PolynomialVariable) -> Expr
             if cases is not None:
                 text = f"{variable.letter} mod {polynomial.period:,}"
                 remainder = FormulaName("r", text, fold.mod(variable.value, fold.const(polynomial.period)))
-                return Expressed(cases, (*variable.names, remainder), step)
-    return Expressed(
-        (FormulaCase(expression_of(polynomial.by_remainder[0], variable)),), variable.names, polynomial.period
-    )
+                return Formula(cases, (*variable.names, remainder), 0, step)
+    case = FormulaCase(expression_of(polynomial.by_remainder[0], variable))
+    return Formula((case,), variable.names, 0, polynomial.period)
 
 
 def expression_of(polynomial: Polynomial, variable: PolynomialVariable) -> Any:
@@ -188,7 +178,4 @@ def _line(points: Sequence[int], values: Sequence[Fraction]) -> tuple[Fraction, 
 def _parabola(points: Sequence[int], values: Sequence[Fraction]) -> Polynomial:
     if len(points) < 3:
         return (Fraction(0), *_line(points, values))
-    slope, later = (values[1] - values[0]) / (points[1] - points[0]), (values[2] - values[1]) / (points[2] - points[1])
-    square = (later - slope) / (points[2] - points[0])
-    linear = slope - square * (points[0] + points[1])
-    return square, linear, values[0] - (square * points[0] + linear) * points[0]
+    return _through(points, values)

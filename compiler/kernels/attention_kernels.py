@@ -32,9 +32,9 @@ from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError, is_kernel_operation
 from attnc.compiler.kernels.kernel_source import KernelSource, Stage, TileShape
-from attnc.compiler.kernels.key_gradients import emit_dkdv
+from attnc.compiler.kernels.key_gradients import KeyGradients
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
-from attnc.compiler.kernels.query_gradient import emit_dq
+from attnc.compiler.kernels.query_gradient import QueryGradient
 from attnc.compiler.kernels.score_formula import ScoreFormula, find_score
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape
@@ -104,12 +104,12 @@ class AttentionKernels:
     @cached_property
     def dq(self) -> KernelSource:
         """The kernel of the gradient of q."""
-        return emit_dq(self._problem("dq"), self._tiles("dq"))
+        return QueryGradient(self._problem("dq"), self._tiles("dq")).source()
 
     @cached_property
     def dkdv(self) -> KernelSource:
         """The kernel of the gradients of k and v."""
-        return emit_dkdv(self._problem("dkdv"), self._tiles("dkdv"))
+        return KeyGradients(self._problem("dkdv"), self._tiles("dkdv")).source()
 
     @cached_property
     def delta(self) -> KernelSource:
@@ -202,13 +202,15 @@ def find_kernels(
     tile_overrides = dict(tiles or {})
     shapes |= {stage: shape for stage, shape in tile_overrides.items() if stage in shapes}
     bricked = _bricks(pattern, node, shapes) if square else None
-    form, by_query, by_key, reason = (
-        _walks(pattern, node, on_host, before) if bricked is None else _brick_walks(bricked["forward"])
-    )
+    if bricked is None:
+        form, by_query, by_key, reason = _walks(pattern, node, on_host, before)
+        bricks_roots: list[Index] = []
+    else:
+        grid, by_query, by_key = (bricked["forward"].grid, bricked["forward"].by_query, bricked["forward"].by_key)
+        form, reason = "bricks", f"each row sees a range along every axis: {grid}, bounds in the kernel"
+        bricks_roots = [*grid.extents, *(e for r in (*by_query.products, *by_key.products) for e in ends(r))]
     range_walks = [range_walk for range_walk in (by_query, by_key) if isinstance(range_walk, RangedWalk)]
-    roots = [end for range_walk in range_walks for end in ends(range_walk.ranges)]
-    if bricked is not None:
-        roots += _brick_sizes(bricked["forward"])
+    roots = [*(end for range_walk in range_walks for end in ends(range_walk.ranges)), *bricks_roots]
     if isinstance(by_query, MaskTiles):
         roots.append(by_query.mask_relation.relation)
     if score is not None:
@@ -264,17 +266,6 @@ def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -
     wanted = [(tiles.q_tile, tiles.k_tile) for tiles in shapes.values()]
     relations = find_bricked(pattern, node.visible, wanted)
     return None if relations is None else dict(zip(shapes, relations, strict=True))
-
-
-def _brick_walks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
-    reason = f"each row sees a range along every axis: {bricked.grid}, bounds in the kernel"
-    return "bricks", bricked.by_query, bricked.by_key, reason
-
-
-def _brick_sizes(bricked: Bricked) -> list[Index]:
-    """Return the sizes that kernels of bricks read."""
-    products = (*bricked.by_query.products, *bricked.by_key.products)
-    return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
 
 
 @verified

@@ -8,7 +8,7 @@ from attnc.compiler.ir import Tensor
 from attnc.compiler.ir.value_nodes import dot, vector
 from attnc.compiler.kernels.brick_ranges import BrickGrid
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS
-from attnc.compiler.kernels.kernel_source import BYTES, VECTOR
+from attnc.compiler.kernels.kernel_source import StrideUnits
 from attnc.compiler.kernels.score_formula import Kind, ScoreFormula
 from attnc.compiler.kernels.walks import Walk
 
@@ -17,7 +17,7 @@ PRODUCT = dot(vector("q"), vector("k"))
 
 
 @dataclass(frozen=True)
-class AttentionProblem:
+class AttentionProblem(StrideUnits):
     """The description of one attention: its walks by rows of queries and by rows of keys, and the shape of its heads.
 
     `header`: header lines about the pattern. `tensors`, `sizes`: inputs and named sizes that the walks or scores read.
@@ -61,18 +61,6 @@ class AttentionProblem:
         return self.grouped and (self.by_key.reads_head or has_key_terms)
 
     @property
-    def vector(self) -> int:
-        """The number of entries in a unit of strides."""
-        return VECTOR // BYTES[self.dtype]
-
-    @property
     def as_careful(self) -> AttentionProblem:
         """The problem of the careful kernels: slow and simple, as they seldom do more than look at one number."""
         return replace(self, careful=True, delayed=False, guarded=False, registers=None, specialised=False)
-
-    @property
-    def precision(self) -> str:
-        """The precision of fp32 products, as arguments of tl.dot."""
-        if self.dtype != "float32":
-            return ""
-        return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'

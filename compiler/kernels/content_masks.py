@@ -13,7 +13,6 @@ from typing import Literal
 from typing_extensions import override
 
 from attnc.compiler.ir import (
-    Bool,
     Compare,
     Const,
     Extent,
@@ -34,6 +33,7 @@ from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.walks import ListedWalk, Sides
+from attnc.compiler.planning.residues import conjuncts
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def find_mask_range(node: Index) -> MaskRange | None:
         return None
     lookups: list[Lookup] = []
     lows, highs = list[Index](), list[Index]()
-    for part in (*_conjuncts(node.condition), *_conjuncts(node.body)):
-        if _is_truth_tensor(part) and isinstance(part, Lookup):
+    for part in (*conjuncts(node.condition), *conjuncts(node.body)):
+        if isinstance(part, Lookup) and part.tensor.kind == "bool":
             lookups.append(part)
             continue
         bound = _bound_of_variable(part, node.var)
@@ -79,16 +79,6 @@ def find_mask_range(node: Index) -> MaskRange | None:
     low, high = fold.minimum(low, node.high), fold.maximum(high, node.low)
     start = lows[0] if length is not None else low
     return MaskRange(lookups[0], node.var, low, high, node.low, node.high, length, start)
-
-
-def _conjuncts(node: Index) -> tuple[Index, ...]:
-    if node is fold.truth(True):
-        return ()
-    return node.operands if isinstance(node, Bool) and node.op == "and" else (node,)
-
-
-def _is_truth_tensor(node: Index) -> bool:
-    return isinstance(node, Lookup) and node.tensor.kind == "bool"
 
 
 def _bound_of_variable(node: Index, variable: Var) -> tuple[int, Index] | None:

@@ -21,12 +21,16 @@ from attnc.compiler.kernels.index_text import ROWS, ExprText, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
 from attnc.compiler.kernels.kernel_source import (
     BYTES,
+    POINTED,
     TYPES,
     VECTOR,
     KernelArgument,
     KernelSource,
     TileShape,
     declaration,
+    preface,
+    stride_arguments,
+    typed_arguments,
 )
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.score_formula import LEAST, ScoreFormula, Term
@@ -101,31 +105,25 @@ class Decode(Forward):
     @override
     def _arguments(self) -> tuple[KernelArgument, ...]:
         p = self.problem
-        arguments = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in self.read]
-        arguments += [
-            KernelArgument("kv_len", "*i32"),
-            KernelArgument("out_parts", "*fp32"),
-            KernelArgument("lse_parts", "*fp32"),
-        ]
+        arguments = typed_arguments(f"*{TYPES[p.dtype]}", *self.read)
+        arguments += [KernelArgument("kv_len", "*i32"), *typed_arguments("*fp32", "out_parts", "lse_parts")]
         arguments += [RESULT_SUM] if p.careful else []
         if self.kind == "pages":
             arguments.append(KernelArgument("block_table", "*i32"))
-        arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
+        arguments += [KernelArgument(input_name(tensor), f"*{POINTED[tensor.kind]}") for tensor in p.tensors]
         if self._is_listed:
-            arguments += [KernelArgument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
+            arguments += typed_arguments("*i32", "listed_pointers", "listed_keys", "listed_rows")
         terms = self.read_terms()
-        arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
-        for name in self.read:
-            arguments += [
-                KernelArgument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
-            ]
-        for tensor in p.tensors:
-            arguments += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
+        arguments += typed_arguments("*fp32", *(term.tensor.name for term in terms))
+        arguments += [argument for name in self.read for argument in stride_arguments(name)]
+        arguments += [
+            KernelArgument(f"{input_name(tensor)}_{i}", "i64") for tensor in p.tensors for i in strides(tensor)
+        ]
         arguments += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
         slot_sizes = {"slots": (), "pages": ("page_bits", "columns"), "ring": ("ring_first", "ring_slots")}[self.kind]
         list_sizes = ("listed_words",) if self._is_listed else ()
         counts = (*_COUNTS, *slot_sizes, *list_sizes, *map(size_name, p.sizes))
-        return (*arguments, *(KernelArgument(name, "i32") for name in counts), KernelArgument("scale", "fp32"))
+        return (*arguments, *typed_arguments("i32", *counts), KernelArgument("scale", "fp32"))
 
     # --- positions
 
@@ -251,7 +249,6 @@ class Decode(Forward):
         add("tl.store(lse_parts + place, found, mask=there)")
 
 
-_KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
 _COUNTS = ("lanes", "heads", "kv_heads", "group", "queries", "splits")
 
 
@@ -261,22 +258,14 @@ def emit_merge(name: str, header: Sequence[str], dv: int, dtype: str, *, extra: 
     `extra`: every row has an extra logit, `of_extra` (B or 1, Hq or 1, Nq). `least`: scores may be -inf, so that
     partial results of such scores alone have an LSE of about `LEAST`.
     """
-    pointers = [
-        KernelArgument("out_parts", "*fp32"),
-        KernelArgument("lse_parts", "*fp32"),
-        KernelArgument("out", f"*{TYPES[dtype]}"),
-    ]
-    pointers += [KernelArgument("lse", "*fp32"), *([KernelArgument("of_extra", "*fp32")] if extra else [])]
-    numbers = [
-        KernelArgument(f"out_{dim}", kind) for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
-    ]
-    numbers += [KernelArgument(f"of_extra_{i}", "i64") for i in range(2)] if extra else []
-    numbers += [KernelArgument(n, "i32") for n in ("rows", "heads", "queries", "splits")]
+    pointers = [*typed_arguments("*fp32", "out_parts", "lse_parts"), KernelArgument("out", f"*{TYPES[dtype]}")]
+    pointers += typed_arguments("*fp32", "lse", *(["of_extra"] if extra else []))
+    numbers = [*stride_arguments("out"), *typed_arguments("i64", *(["of_extra_0", "of_extra_1"] if extra else []))]
+    numbers += typed_arguments("i32", "rows", "heads", "queries", "splits")
     function = f"{name}_merge"
     lines = Lines()
-    lines.add(*(f"# {line}".rstrip() for line in header))
-    lines.add(f"# Shares of output and LSE merged. Heads of {dv} in {dtype}, a row each program.", "")
-    lines.add("import triton", "import triton.language as tl", "", "")
+    about = f"Shares of output and LSE merged. Heads of {dv} in {dtype}, a row each program."
+    lines.add(*preface(*header, about))
     lines.add(*declaration(function, (*pointers, *numbers)))
     lines.depth = 1
     unit = VECTOR // BYTES[dtype]

@@ -120,6 +120,3 @@ def find_decode(pattern: Pattern, heads: HeadShape, target: Target, kind: CacheK
     decode_kernels = DecodeKernels(problem, target, kind, listed, reason, hides_by_inputs(pattern))
     decode_kernels.decode(1)
     return decode_kernels
-
-
-__all__ = ["DecodeKernels", "find_decode", "row_tile"]

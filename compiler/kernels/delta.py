@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import pieces
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, TileShape, declaration
+from attnc.compiler.kernels.kernel_source import (
+    TYPES,
+    KernelSource,
+    TileShape,
+    declaration,
+    preface,
+    stride_arguments,
+    typed_arguments,
+)
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import LOG2_E
 
@@ -22,23 +30,15 @@ def emit_delta(problem: AttentionProblem, lse_gradient: bool) -> KernelSource:
     """
     kind, unit = TYPES[problem.dtype], problem.vector
     names = ["out", "dout"]
-    arguments = [KernelArgument(name, f"*{kind}") for name in names]
+    arguments = typed_arguments(f"*{kind}", *names)
     is_share = problem.kind == "share"
     source, result = ("total", "share") if is_share else ("lse", "lse2")
-    arguments += [
-        KernelArgument(name, "*fp32") for name in (source, *(["dlse"] if lse_gradient else []), result, "delta")
-    ]
-    for name in names:
-        arguments += [
-            KernelArgument(f"{name}_{dim}", type_)
-            for dim, type_ in (("batch", "i64"), ("head", "i64"), ("token", "i32"))
-        ]
-    arguments += [KernelArgument(name, "i32") for name in ("lanes", "heads", "queries")]
+    arguments += typed_arguments("*fp32", source, *(["dlse"] if lse_gradient else []), result, "delta")
+    arguments += [argument for name in names for argument in stride_arguments(name)]
+    arguments += typed_arguments("i32", "lanes", "heads", "queries")
     function = f"{problem.name}_delta"
     lines = Lines()
-    lines.add(*(f"# {line}".rstrip() for line in problem.header))
-    lines.add(f"# Before the backward. Heads of {problem.dv} in {problem.dtype}.", "")
-    lines.add("import triton", "import triton.language as tl", "", "")
+    lines.add(*preface(*problem.header, f"Before the backward. Heads of {problem.dv} in {problem.dtype}."))
     lines.add(*declaration(function, arguments))
     lines.depth = 1
     lines.add(

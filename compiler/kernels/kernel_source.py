@@ -13,6 +13,9 @@ Stage = Literal["forward", "delta", "dq", "dkdv", "pairs", "decode", "merge"]
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
 """Triton's names of dtypes."""
 
+POINTED = {"int": "i32", "bool": "i1", "real": "fp32"}
+"""Triton's types of the entries of inputs, by kind."""
+
 VECTOR = 16
 """Unit of strides in bytes. Strides are passed as multiples of it, so that Triton knows that loads are aligned."""
 
@@ -64,6 +67,40 @@ class KernelArgument:
     def declared(self) -> str:
         """The parameter in the kernel's signature. Numbers are typed, so that their values cause no recompilation."""
         return f"{self.name}: tl.{_DECLARED[self.type]}" if self.is_number else self.name
+
+
+def typed_arguments(kind: str, *names: str) -> list[KernelArgument]:
+    """Return the arguments of one type."""
+    return [KernelArgument(name, kind) for name in names]
+
+
+def stride_arguments(name: str) -> list[KernelArgument]:
+    """Return the strides of a tensor of the call, (batch, heads, tokens, width), whose last dimension is contiguous."""
+    return [*typed_arguments("i64", f"{name}_batch", f"{name}_head"), KernelArgument(f"{name}_token", "i32")]
+
+
+class StrideUnits:
+    """The parts of a kernel's description that follow from the dtype of its vectors."""
+
+    dtype: str
+    tf32: bool
+
+    @property
+    def vector(self) -> int:
+        """The number of entries in a unit of strides."""
+        return VECTOR // BYTES[self.dtype]
+
+    @property
+    def precision(self) -> str:
+        """The precision of fp32 products, as arguments of tl.dot."""
+        if self.dtype != "float32":
+            return ""
+        return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'
+
+
+def preface(*about: str) -> list[str]:
+    """Return the lines at the beginning of a text: comments and imports."""
+    return [*(f"# {line}".rstrip() for line in about), "", "import triton", "import triton.language as tl", "", ""]
 
 
 def descriptor_argument(

@@ -10,18 +10,12 @@ from typing import ClassVar
 from typing_extensions import override
 
 from attnc.compiler.ir import Index, fold
-from attnc.compiler.kernels.attention_problem import PAIRS, AttentionProblem
+from attnc.compiler.kernels.attention_problem import PAIRS
 from attnc.compiler.kernels.depth import LEAST, Accumulated, accumulated
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, ExprText, IndexText
-from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.text_lines import SHIFT
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
 from attnc.compiler.kernels.walks import ListedWalk, Sides, Walk
-
-
-def emit_dkdv(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """Emit the kernel of the gradients of k and v, by rows of keys, over all query heads of a kv head."""
-    return KeyGradients(problem, tiles).source()
 
 
 def turns_fit(group: int, queries: int) -> bool:

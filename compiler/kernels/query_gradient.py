@@ -7,15 +7,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from attnc.compiler.kernels.attention_problem import AttentionProblem
 from attnc.compiler.kernels.depth import Accumulated, accumulated
-from attnc.compiler.kernels.kernel_source import KernelSource, TileShape
 from attnc.compiler.kernels.tiled_kernel import TiledKernel
-
-
-def emit_dq(problem: AttentionProblem, tiles: TileShape) -> KernelSource:
-    """Emit the kernel of the gradient of q, by rows of queries."""
-    return QueryGradient(problem, tiles).source()
 
 
 @dataclass

@@ -267,13 +267,13 @@ class _Taking:
             raise NotInKernelsError("vectors that depend on both the query and the key")
         if isinstance(node, ValueReduce) and _sides(node) == {"q", "k"}:
             return self._sum_between(node)
-        if _is_term(node):
+        if rank(node) == 0 and not needs_keys(node):
             sides = _sides(node)
             if sides <= {"q"} and not _is_cheap(node):
                 return self._add_term(node, "query")
             if sides == {"k"}:
                 return self._add_term(node, "key")
-            if sides == {"q", "k"} and is_difference(node) and _has_inputs(node):
+            if sides == {"q", "k"} and is_difference(node) and any(isinstance(part, Element) for part in node.below):
                 return self._add_term(node, "distance")
         constant = _constant(node)
         if constant is not None:
@@ -379,10 +379,6 @@ def _is_computable_before(node: Value) -> bool:
     return not needs_keys(node)
 
 
-def _is_term(node: Value) -> bool:
-    return rank(node) == 0 and not needs_keys(node)
-
-
 def _is_cheap(node: Value) -> bool:
     """Whether a number is computed from constants, the scale and widths, so that the kernel may compute it."""
     leaves = (b for b in node.below if not isinstance(b, Apply | Ratio))
@@ -435,7 +431,3 @@ def _is_finite(formula: Value) -> bool:
 
 
 _WIDTHS = (fold.extent("dk"), fold.extent("dv"))
-
-
-def _has_inputs(node: Value) -> bool:
-    return any(isinstance(part, Element) for part in node.below)

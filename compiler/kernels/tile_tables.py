@@ -15,8 +15,7 @@ from attnc.compiler.kernels.walks import WORD
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import TileCounts
 from attnc.compiler.planning.runs import resolve
-from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
-from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
+from attnc.compiler.tile_forms.tile_lists import TileLists, TileRuns, find_tile_runs, list_tiles, mask_edges
 
 MEAN_RUN = 3
 """Mean length from which runs of full tiles are walked as runs, as every run restarts the loop over its tiles."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,17 @@ from attnc.compiler.kernels import visible_products
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, declaration, descriptor_argument
+from attnc.compiler.kernels.kernel_source import (
+    POINTED,
+    TYPES,
+    KernelArgument,
+    KernelSource,
+    declaration,
+    descriptor_argument,
+    preface,
+    stride_arguments,
+    typed_arguments,
+)
 from attnc.compiler.kernels.scored_pairs import Scored
 from attnc.compiler.kernels.text_lines import Lines
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
@@ -96,44 +106,38 @@ class TiledKernel(Scored):
         self.finish()
 
     def _head(self, head: Lines) -> None:
-        head.add(*(f"# {line}".rstrip() for line in (*self.problem.header, *self._about())))
-        head.add("", "import triton", "import triton.language as tl", "", "")
-        walk = self.walk
-        if any("FAR" in line for line in self.lines.lines):
-            far = "1 << 40" if walk.is_wide else "1 << 30"
-            head.add(f"FAR: tl.constexpr = tl.constexpr({far})  # past every token", "", "")
-
-    def _about(self) -> Sequence[str]:
         p, t = self.problem, self.tiles
-        return [
+        about = (
             f"{self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}, tiles of {t.q_tile} queries and "
             f"{t.k_tile} keys, {t.warps} warps, {t.stages} stages."
-        ]
+        )
+        head.add(*preface(*p.header, about))
+        if any("FAR" in line for line in self.lines.lines):
+            far = "1 << 40" if self.walk.is_wide else "1 << 30"
+            head.add(f"FAR: tl.constexpr = tl.constexpr({far})  # past every token", "", "")
 
     def _arguments(self) -> tuple[KernelArgument, ...]:
         p = self.problem
         names = [name for name in (*self.read, *self.written) if not self.is_boxed(name)]
-        arguments = [KernelArgument(name, f"*{TYPES[p.dtype]}") for name in names]
+        arguments = typed_arguments(f"*{TYPES[p.dtype]}", *names)
         arguments += [box for name in (*self.read, *self.written) if self.is_boxed(name) for box in self._boxes(name)]
-        arguments += [KernelArgument(name, "*fp32") for name in self.row_numbers]
+        arguments += typed_arguments("*fp32", *self.row_numbers)
         if self.problem.documents:
             arguments.append(KernelArgument("windows", "*i32"))
-        arguments += [KernelArgument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
+        arguments += [KernelArgument(input_name(tensor), f"*{POINTED[tensor.kind]}") for tensor in self.problem.tensors]
         terms = self.read_terms()
-        arguments += [KernelArgument(term.tensor.name, "*fp32") for term in terms]
-        arguments += [KernelArgument(name, "*fp32") for name in self.gradients()]
+        arguments += typed_arguments("*fp32", *(term.tensor.name for term in terms), *self.gradients())
         arguments += [*self.more_pointers(), *([RESULT_SUM] if p.careful else [])]
         arguments += self.walk.arguments(self.sides)
-        for name in names:
-            arguments += [KernelArgument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
+        arguments += [argument for name in names for argument in stride_arguments(name)]
         if self.problem.documents:
             arguments.append(KernelArgument("windows_0", "i64"))
-        for tensor in self.problem.tensors:
-            arguments += [KernelArgument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
-        for term in terms:
-            arguments += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for i in range(2)]
+        arguments += [
+            KernelArgument(f"{input_name(tensor)}_{i}", "i64") for tensor in p.tensors for i in strides(tensor)
+        ]
+        arguments += [KernelArgument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
         counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
-        arguments += [KernelArgument(name, "i32") for name in (*counts, *map(size_name, p.sizes))]
+        arguments += typed_arguments("i32", *counts, *map(size_name, p.sizes))
         return (*arguments, KernelArgument("scale", "fp32"))
 
     def more_pointers(self) -> list[KernelArgument]:
@@ -204,6 +208,4 @@ _TITLES = {
     "dkdv": "Gradients of k and v",
     "pairs": "Gradient of what is read pair by pair",
 }
-_KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
 _COUNTS = ("lanes", "heads", "group", "queries", "keys", "shift")
-_STRIDES = (("batch", "i64"), ("head", "i64"), ("token", "i32"))

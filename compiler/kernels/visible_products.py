@@ -59,6 +59,3 @@ def hides_by_inputs(pattern: Pattern) -> bool:
 
 def _reads_token(index: Index) -> bool:
     return any(isinstance(n, Position) or (isinstance(n, HeadIndex) and n.name == "batch") for n in index.below)
-
-
-__all__ = ["RESULT_SUM", "RETURN_WHERE_FINITE", "helper", "hides_by_inputs"]

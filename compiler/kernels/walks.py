@@ -14,7 +14,7 @@ from attnc.compiler.analysis.token_ranges import TokenRange, ends
 from attnc.compiler.ir import Arith, Const, HeadIndex, Index, Truth
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.kernels.brick_ranges import BrickRanges
-from attnc.compiler.kernels.index_text import ROWS, ExprText, IndexText, fits_32_bits
+from attnc.compiler.kernels.index_text import ExprText, IndexText, fits_32_bits
 from attnc.compiler.kernels.kernel_source import KernelArgument
 from attnc.compiler.kernels.text_lines import Lines
 
@@ -318,5 +318,3 @@ class ListedWalk:
 
 Walk = RangedWalk | ListedWalk | BrickRanges
 Form = Literal["ranges", "bricks", "runs", "lists", "content"]
-
-__all__ = ["ROWS", "Body", "Form", "ListedWalk", "RangedWalk", "Sides", "Walk"]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NoReturn
+from typing import Literal
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.ir.rewrite import aggregate, substitute, substitute_attend, substitute_value
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
-from attnc.compiler.lowering.lower_units import LinearUnit
-from attnc.compiler.lowering.lowered_operations import Lowered, as_value
+from attnc.compiler.lowering.lower_units import LinearUnit, row_major, unflattened
+from attnc.compiler.lowering.lowered_operations import Lowered, as_value, refuse
 from attnc.compiler.lowering.rational import Rational
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import Measures
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
 
 TOKENS = "key tokens"
@@ -142,13 +140,9 @@ class AttentionLowering(Lowering):
             refuse(unit.span, "units whose numbers do not begin at 0", "Number them from 0: `k // 4`.")
         self.units[unit] = members
         counts = members.counts()
-        numbers, key_of = [], fold.const(0)
-        for i, count in enumerate(counts):
-            number = fold.floordiv(fold.place("k"), fold.product(counts[i + 1 :]))
-            numbers.append(number if i == 0 else fold.mod(number, count))
-            key_of = fold.add(fold.mul(key_of, count), unit_numbers[i])
-        key: Lowered = tuple(numbers) if is_list(unit, self, scope) else numbers[0]
-        return KeyNaming(key, fold.product(counts), key_of)
+        numbers = unflattened(fold.place("k"), counts)
+        key: Lowered = numbers if is_list(unit, self, scope) else numbers[0]
+        return KeyNaming(key, fold.product(counts), row_major(counts, unit_numbers))
 
     def _padded(self, scope: LoweringScope) -> tuple[LoweringScope, KeyNaming]:
         """The scope and naming of keys that are tokens padded with zeros."""
@@ -233,17 +227,14 @@ class AttentionLowering(Lowering):
             refuse(key_expr.span, "a read of the score of another tile", "Read the score of the current key.")
         if over is not None:
             return scope.bind(over.binder, index)
-        others = tuple(item for item in scope.coordinates if item[0] != "k")
-        return replace(scope, k=index, coordinates=others)
+        return scope.at("k", index)
 
     def _scope_of_row_keys(self, scope: LoweringScope) -> LoweringScope:
         """Return the scope with the key that an aggregate over the row's keys runs over."""
         current = self._current_attention()
         if current.attend.over is not None:
             return scope.bind(current.attend.over.binder, current.key)
-        others = tuple(item for item in scope.coordinates if item[0] != "k")
-        row_coordinates = tuple(item for item in current.scope.coordinates if item[0] == "k")
-        return replace(scope, k=current.scope.k, coordinates=others + row_coordinates)
+        return scope.at("k", current.scope.k, dict(current.scope.coordinates).get("k"))
 
     def lower_row_aggregate(self, expr: checked.Aggregate, scope: LoweringScope) -> Lowered:
         """Lower an aggregate over the keys of a row."""
@@ -389,8 +380,3 @@ def _on_tokens(node: ir.Attend) -> ir.Attend:
     """Return a node whose keys are not tokens, with `TOKENS` as the size for the number of tokens."""
     assert node.keys is not None
     return substitute_attend(node, {fold.extent("keys"): fold.extent(TOKENS)})
-
-
-def refuse(span: Span, what: str, remedy: str) -> NoReturn:
-    """Raise SpecError (A701): `what` is not supported yet; `remedy` says what to write instead."""
-    raise SpecError((Diagnostic("A701", f"{what} is not supported yet", Label(span), help=remedy),))

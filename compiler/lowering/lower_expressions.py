@@ -15,6 +15,7 @@ from attnc.compiler.lowering.lowered_operations import (
     Lowered,
     applied,
     as_index,
+    as_indices,
     as_number,
     as_value,
     constant,
@@ -52,6 +53,16 @@ class LoweringScope:
     def bind(self, binder: checked.Binder, value: Lowered) -> LoweringScope:
         """The scope inside which `binder` stands for `value`."""
         return replace(self, names=(*((b, v) for b, v in self.names if b is not binder), (binder, value)))
+
+    def at(
+        self, place: checked.PlaceName, position: Index, coordinates: tuple[Index, ...] | None = None
+    ) -> LoweringScope:
+        """The scope in which the query or key is at a position, with its coordinates if they are known directly."""
+        others = tuple(item for item in self.coordinates if item[0] != place)
+        known = others if coordinates is None else (*others, (place, coordinates))
+        if place == "q":
+            return replace(self, q=position, coordinates=known)
+        return replace(self, k=position, coordinates=known)
 
     def position(self, place: checked.PlaceName) -> Index:
         """Return the position of the query or key."""
@@ -177,9 +188,7 @@ class Lowering:
         if coordinates is not None:
             return coordinates[expr.axis]
         segment = self.segments[expr.segment]
-        stride = fold.const(1)
-        for _, extent in segment.axes[expr.axis + 1 :]:
-            stride = fold.mul(stride, extent)
+        stride = fold.product(tuple(extent for _, extent in segment.axes[expr.axis + 1 :]))
         name, extent = segment.axes[expr.axis]
         position = scope.position(expr.place)
         return fold.coord(position, segment.offset, stride, extent if expr.axis else None, name)
@@ -323,9 +332,8 @@ class Lowering:
         assert not isinstance(running, checked.VisibleVariable)
         name = running.target if isinstance(running.target, str) else running.target.name
         if isinstance(running, checked.UnitVariable):
-            number = scope.lookup(running.unit.binder)
-            numbers = number if isinstance(number, tuple) else (number,)
-            return self.units[running.unit].token(tuple(map(as_index, numbers)), lambda: self.variable(name))
+            numbers = as_indices(scope.lookup(running.unit.binder))
+            return self.units[running.unit].token(numbers, lambda: self.variable(name))
         variable = self.variable(name)
         low, high = self.integer(running.low, scope), self.integer(running.high, scope)
         return Token(((variable, low, high),), variable, fold.truth(True), None)
@@ -363,10 +371,7 @@ class Lowering:
 def _rebind(scope: LoweringScope, target: checked.Binder | str, token: Token) -> LoweringScope:
     match target:
         case "q" | "k":
-            others = tuple(item for item in scope.coordinates if item[0] != target)
-            coordinates = others if token.coordinates is None else (*others, (target, token.coordinates))
-            scope = replace(scope, coordinates=coordinates)
-            return replace(scope, q=token.position) if target == "q" else replace(scope, k=token.position)
+            return scope.at(target, token.position, token.coordinates)
         case "head":
             return replace(scope, head=token.position)
         case checked.Binder():

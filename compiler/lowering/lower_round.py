@@ -8,9 +8,8 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.lowering.lower_expressions import Lowering, LoweringScope
 from attnc.compiler.lowering.lower_units import Numbered, PositionRange, UnitMembers, form_of, numbers_of
+from attnc.compiler.lowering.lowered_operations import fail
 from attnc.spec import program as checked
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
 
 
 def lower_round(item: checked.RoundClause, program: checked.Program, lowering: Lowering) -> Index:
@@ -70,8 +69,7 @@ def _padded_extents(program: checked.Program, lowering: Lowering) -> tuple[Index
         pad = pads.get(axis)
         if pad is not None and lowering.integer(pad.low, LoweringScope()) is not fold.const(0):
             message = "units of padded keys that begin before the first token are not supported yet"
-            help_ = "pad after the last token only: `y: 0 .. rows`"
-            raise SpecError((Diagnostic("A701", message, Label(pad.span, "does not start at 0"), help=help_),))
+            fail(pad.span, "A701", message, "pad after the last token only: `y: 0 .. rows`", "does not start at 0")
         extents.append(extent if pad is None else lowering.integer(pad.high, LoweringScope()))
     return tuple(extents)
 
@@ -105,4 +103,4 @@ def _refuse(unit: checked.Unit) -> NoReturn:
         f"of an input below a bound: `clusters[{place}] % 64`"
     )
     message = "units other than stretches of tokens, tiles of a grid, and numbers of an input are not supported yet"
-    raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "another form"), help=help_),))
+    fail(unit.value.span, "A701", message, help_, "another form")

@@ -9,17 +9,15 @@ from attnc.compiler import ir
 from attnc.compiler.analysis.heads import heads_read
 from attnc.compiler.ir import Index, fold, value_nodes
 from attnc.compiler.ir.rewrite import aggregate, substitute
-from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming, refuse
+from attnc.compiler.lowering.lower_attention import AttentionContext, AttentionLowering, KeyNaming
 from attnc.compiler.lowering.lower_expressions import LoweringScope
 from attnc.compiler.lowering.lower_round import is_list, members_of
-from attnc.compiler.lowering.lower_units import Numbered, UnitMembers
-from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_value, number_of
+from attnc.compiler.lowering.lower_units import Numbered, UnitMembers, row_major, unflattened
+from attnc.compiler.lowering.lowered_operations import Lowered, as_index, as_indices, as_value, fail, number_of, refuse
 from attnc.compiler.lowering.members import Term, divides, joined, member_name, selections_read_through, size_of
 from attnc.spec import program as checked
 from attnc.spec.checks.attention_clauses import same_keys
 from attnc.spec.checks.measure import below
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
 
 _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge": ("le", True), "eq": ("eq", False)}
@@ -129,7 +127,7 @@ class SelectingLowering(AttentionLowering):
         )
         message = f"the members of a family read each other in a cycle: {names}"
         help_ = "read a member closer to one end, `stage[s - 1]`, and guard the first member: `s == 0 or …`"
-        raise SpecError((Diagnostic("A205", message, Label(item.span), help=help_),))
+        fail(item.span, "A205", message, help_)
 
     def _lowered(self, item: checked.SelectionClauses, member: int | None) -> ir.Selection:
         row = item.row
@@ -226,13 +224,9 @@ class SelectingLowering(AttentionLowering):
         self._row_in_member = fold.place("q")
         if item.family is not None and not self._is_separate(item):
             family, count, scope = self._family_rows(item, count, scope)
-        numbers, row_of = [], fold.const(0)
-        for i, extent in enumerate(counts):
-            number = fold.floordiv(self._row_in_member, fold.product(counts[i + 1 :]))
-            numbers.append(number if i == 0 else fold.mod(number, extent))
-            row_of = fold.add(fold.mul(row_of, extent), unit_numbers[i])
-        bound: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
-        return _Rows(count, row_of, family), scope.bind(unit.binder, bound)
+        numbers = unflattened(self._row_in_member, counts)
+        bound: Lowered = numbers if is_list(unit, self) else numbers[0]
+        return _Rows(count, row_major(counts, unit_numbers), family), scope.bind(unit.binder, bound)
 
     def _family_rows(
         self, item: checked.SelectionClauses, rows: Index, scope: LoweringScope
@@ -340,15 +334,13 @@ class SelectingLowering(AttentionLowering):
 
     def _in_unit(self, expr: checked.InUnit, scope: LoweringScope) -> Index:
         unit_numbers = self._numbers(expr.unit, self.integer(expr.at, scope))
-        bound = scope.lookup(expr.unit.binder)
-        scope_numbers = bound if isinstance(bound, tuple) else (bound,)
-        return fold.conjunction(*(fold.equal(a, as_index(b)) for a, b in zip(unit_numbers, scope_numbers, strict=True)))
+        bound = as_indices(scope.lookup(expr.unit.binder))
+        return fold.conjunction(*(fold.equal(a, b) for a, b in zip(unit_numbers, bound, strict=True)))
 
     def _numbers(self, unit: checked.Unit, position: Index) -> tuple[Index, ...]:
         """The numbers of the unit that holds the token at a position."""
         token_scope = LoweringScope(q=position) if unit.place == "q" else LoweringScope(k=position)
-        numbers = self.lower(unit.value, token_scope)
-        return tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
+        return as_indices(self.lower(unit.value, token_scope))
 
     def _find(
         self, name: str, member: checked.Expr | None, scope: LoweringScope
@@ -403,9 +395,8 @@ class SelectingLowering(AttentionLowering):
             and isinstance(expr.item, checked.PositionRead)
             and isinstance(item.row.over, checked.Unit)
         ):
-            numbers = self.lower(item.row.over.value, scope)
-            unit_numbers = tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
-            return _selected(selection, scope.head, row, self._flat(self.units[item.row.over], unit_numbers))
+            unit_numbers = as_indices(self.lower(item.row.over.value, scope))
+            return _selected(selection, scope.head, row, row_major(self.units[item.row.over].counts(), unit_numbers))
         return self._holds(item, selection, row, self.integer(expr.item, scope), scope)
 
     def _holds(
@@ -438,13 +429,12 @@ class SelectingLowering(AttentionLowering):
     ) -> Index:
         """Whether a row selected all tokens of a unit."""
         assert expr.unit is not None
-        over, number = item.row.over, scope.lookup(expr.unit.binder)
-        numbers = tuple(map(as_index, number)) if isinstance(number, tuple) else (as_index(number),)
+        over, numbers = item.row.over, as_indices(scope.lookup(expr.unit.binder))
         members = self.units[expr.unit]
         if isinstance(over, checked.Unit):
             selected_members = self._units_of_members[self._name_of(item, selection)]
             if same_keys(over, expr.unit) and selected_members == members:
-                return _selected(selection, scope.head, row, self._flat(members, numbers))
+                return _selected(selection, scope.head, row, row_major(members.counts(), numbers))
             if divides(members, selected_members):
                 first = fold.mul(numbers[0], fold.const(size_of(members)))
                 containing_unit = fold.floordiv(first, fold.const(size_of(selected_members)))
@@ -458,13 +448,6 @@ class SelectingLowering(AttentionLowering):
     def _name_of(self, item: checked.SelectionClauses, selection: ir.Selection) -> Name:
         """The name under which a lowered selection is kept."""
         return next(name for name, lowered in self._selections.items() if name[0] == item.name and lowered is selection)
-
-    def _flat(self, members: UnitMembers, numbers: tuple[Index, ...]) -> Index:
-        """The number of a unit among all units, in row-major order of its numbers."""
-        flat = fold.const(0)
-        for count, number in zip(members.counts(), numbers, strict=True):
-            flat = fold.add(fold.mul(flat, count), number)
-        return flat
 
     def _size(self, expr: checked.SelectedCount, scope: LoweringScope) -> Index:
         _, selection, row = self._find(expr.selection, expr.member, scope)

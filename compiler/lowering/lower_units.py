@@ -6,7 +6,7 @@ its tokens are a product of ranges, one for each axis. Both hold only tokens tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from attnc.compiler import ir
@@ -23,6 +23,20 @@ class Token:
     position: Index
     condition: Index
     coordinates: tuple[Index, ...] | None
+
+
+def row_major(counts: Sequence[Index], numbers: Sequence[Index]) -> Index:
+    """The index of `numbers`, each below its count, among all numbers; the last number varies fastest."""
+    flat = fold.const(0)
+    for count, number in zip(counts, numbers, strict=True):
+        flat = fold.add(fold.mul(flat, count), number)
+    return flat
+
+
+def unflattened(index: Index, counts: Sequence[Index]) -> tuple[Index, ...]:
+    """The numbers whose index is `index`, as `row_major` counts it."""
+    numbers = [fold.floordiv(index, fold.product(tuple(counts[i + 1 :]))) for i in range(len(counts))]
+    return tuple(n if i == 0 else fold.mod(n, counts[i]) for i, n in enumerate(numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +96,7 @@ class GridUnit:
             inside, start = variable(), fold.mul(number_of_axis[axis], size)
             loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
             coordinates.append(fold.add(start, inside))
-        position = fold.const(0)
-        for extent, coordinate in zip(self.real or self.extents, coordinates, strict=True):
-            position = fold.add(fold.mul(position, extent), coordinate)
+        position = row_major(self.real or self.extents, coordinates)
         if self.real is None:
             return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
         inside_all = fold.conjunction(*(fold.less(x, n) for x, n in zip(coordinates, self.real, strict=True)))

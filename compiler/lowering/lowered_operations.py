@@ -97,7 +97,7 @@ def element(table: tuple[Lowered, ...], index: Index, span: Span) -> Lowered:
     """Return an entry of a list; a computed index needs a list of constants."""
     if isinstance(index, ir.Const):
         if not 0 <= index.value < len(table):
-            _fail(span, "A502", f"index {index.value} is outside a list of {len(table)}", "Indices start at 0.")
+            fail(span, "A502", f"index {index.value} is outside a list of {len(table)}", "Indices start at 0.")
         return table[index.value]
     constants = [_plain(item) for item in table]
     if all(c is not None for c in constants):
@@ -212,6 +212,11 @@ def as_number(value: Lowered) -> Number:
     return value
 
 
+def as_indices(value: Lowered) -> tuple[Index, ...]:
+    """Return an integer as a tuple, or the integers of a list."""
+    return tuple(map(as_index, value)) if isinstance(value, tuple) else (as_index(value),)
+
+
 def as_index(value: Lowered) -> Index:
     """Return an integer or a condition; the checker guarantees that the value is one."""
     assert not isinstance(value, Rational | float | tuple)
@@ -233,7 +238,7 @@ def in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
     try:
         result = apply(op, tuple(value for value in constants if value is not None))
     except ArithmeticFault as fault:
-        _fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
+        fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
     return result if isinstance(result, float) else constant(result)
 
 
@@ -304,8 +309,14 @@ def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
 
 def unsupported(span: Span, what: str) -> NoReturn:
     """Raise SpecError (A701): the compiler does not support `what` yet."""
-    _fail(span, "A701", f"{what} is not supported yet", "Write it with integer functions, or as a table of parameters.")
+    refuse(span, what, "Write it with integer functions, or as a table of parameters.")
 
 
-def _fail(span: Span, code: str, message: str, remedy: str) -> NoReturn:
-    raise SpecError((Diagnostic(code, message, Label(span), help=remedy),))
+def refuse(span: Span, what: str, remedy: str, label: str = "") -> NoReturn:
+    """Raise SpecError (A701): `what` is not supported yet; `remedy` says what to write instead."""
+    fail(span, "A701", f"{what} is not supported yet", remedy, label)
+
+
+def fail(span: Span, code: str, message: str, remedy: str, label: str = "") -> NoReturn:
+    """Raise SpecError with one diagnostic."""
+    raise SpecError((Diagnostic(code, message, Label(span, label), help=remedy),))

@@ -107,6 +107,3 @@ def needs_rows_from_0(roots: Iterable[Index]) -> bool:
         for root in roots
         for below in root.below
     )
-
-
-__all__ = ["needs_rows_from_0", "needs_tokens"]

@@ -15,8 +15,7 @@ from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.analysis.separation import NotSeparableError, SeparatedAxis, TokenGrid, grid_of, separate_axes
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.grids import parts_of, reads_coordinates
-from attnc.compiler.planning.strips import Int64, Strips, strips
-from attnc.compiler.planning.tile_work import Order, TileWork, joined
+from attnc.compiler.planning.tile_work import Int64, Order, Strips, TileWork, joined, strips
 from attnc.spec.errors import EvaluationError
 
 LONGEST_AXIS = 4096

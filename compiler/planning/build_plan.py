@@ -23,15 +23,12 @@ from attnc.compiler.ir.value_nodes import (
     passes,
 )
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, reads_batch, reads_head, specialise
-from attnc.compiler.planning.counting import visible_pairs
 from attnc.compiler.planning.cpu_plan import ExactMask, GridMask, Group, Mask, Plan, PlanPiece, TileCounts, stretch
-from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
-from attnc.compiler.planning.equal_ids import windows_of_ids
+from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole, windows_of_ids
 from attnc.compiler.planning.formulas import diagonal_shift
-from attnc.compiler.planning.packing import Costs, Packs, pack
-from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
+from attnc.compiler.planning.placing import ClosedWindows, Costs, Packs, closed_windows, cover_closed, pack, place
 from attnc.compiler.planning.rates import AMX, PieceWork, Rates
-from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose, tile_sizes
+from attnc.compiler.planning.schedule import CoverChoice, CoverProblem, choose, tile_sizes, visible_pairs
 
 Int64 = NDArray[np.int64]
 

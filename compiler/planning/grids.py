@@ -35,13 +35,9 @@ class SolvedCover:
 
 
 @dataclass(frozen=True, slots=True)
-class GridCover:
+class GridCover(SolvedCover):
     """A cover of a relation by bricks; `bricks`: the sizes that occur, in tokens along each axis."""
 
-    cover: Cover
-    tile: int
-    total: int
-    cost: float
     bricks: tuple[tuple[int, ...], ...]
 
 

@@ -1,6 +1,8 @@
 """The cost of a piece on a CPU in nanoseconds, from the rates of torch's flash kernel and of the work around it.
 
 Only ratios matter: they rank schedules. `runtime.measuring.calibration` measures the rates of a machine.
+
+Selection and attention to selected blocks, which run without torch's kernel, have rates of their own.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attnc.compiler.planning.choice_rates import GUESSED, ChoiceRates
 from attnc.compiler.planning.cpu_plan import PlanPiece
 
 ROWS = (32, 64, 128, 256, 512)
@@ -24,6 +25,55 @@ Table = tuple[tuple[float, ...], tuple[float, ...]]
 
 KEY_BLOCK = 512
 """Number of keys of a block of the kernel; of a causal call the kernel skips only whole blocks."""
+
+
+@dataclass(frozen=True)
+class ChoiceRates:
+    """Rates of a machine in nanoseconds, for fp32 and the number of threads with which they were measured.
+
+    Selection: `node`, a node of the selection's expressions, whatever its size; `row`, a row that selects; `place`, a
+    candidate block of a row that is ranked by its score; `ordered`, a candidate where a row's candidates are sorted;
+    `product`, a dot product of two vectors of 64 elements; `operation`, an element of an operation of a score; `test`,
+    an element of a node of a condition; `pooled`, an element of keys or values that is averaged.
+
+    Attention: `listed`, a candidate of a row that is read to build lists; `piece` and `piece_backward`, a block with
+    its gathered queries, whatever its size; `taken`, an element of rows that is gathered; `merged`, an element of
+    partial results that is gathered, merged by log-sum-exp and scattered; `added`, an element of gradients of rows.
+    """
+
+    node: float
+    row: float
+    place: float
+    ordered: float
+    product: float
+    operation: float
+    test: float
+    pooled: float
+    listed: float
+    piece: float
+    piece_backward: float
+    taken: float
+    merged: float
+    added: float
+
+
+GUESSED = ChoiceRates(
+    node=90_000.0,
+    row=35.0,
+    place=2.5,
+    ordered=300.0,
+    product=1.2,
+    operation=0.6,
+    test=3.0,
+    pooled=1.0,
+    listed=1.4,
+    piece=60_000.0,
+    piece_backward=70_000.0,
+    taken=0.15,
+    merged=1.5,
+    added=0.8,
+)
+"""Rates of two threads of a CPU with AVX-512, torch 2.13."""
 
 
 def computed(piece: PlanPiece, *, trimmed: bool = False) -> int:

@@ -79,11 +79,12 @@ def split(relation: Index) -> tuple[CongruentPart, ...]:
 
 def _outside(relation: Index, other: Index) -> Index:
     """Return a condition equal to `not other` where `relation` holds, without the conjuncts of `relation`."""
-    conjuncts = set(_conjuncts(relation))
-    return fold.negation(fold.conjunction(*(o for o in _conjuncts(other) if o not in conjuncts)))
+    own = set(conjuncts(relation))
+    return fold.negation(fold.conjunction(*(o for o in conjuncts(other) if o not in own)))
 
 
-def _conjuncts(relation: Index) -> tuple[Index, ...]:
+def conjuncts(relation: Index) -> tuple[Index, ...]:
+    """Return the operands of an `and`, or the relation alone."""
     return relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
 
 
@@ -103,7 +104,7 @@ def _disjuncts(relation: Index) -> Iterator[Index]:
 
 def _congruence(relation: Index) -> Congruence | None:
     """Return the first congruence of q - k among the conjuncts of a relation, else None."""
-    return next((c for c in map(_stated_congruence, _conjuncts(relation)) if c is not None), None)
+    return next((c for c in map(_stated_congruence, conjuncts(relation)) if c is not None), None)
 
 
 def _stated_congruence(node: Index) -> Congruence | None:

@@ -1,4 +1,7 @@
-"""Choose the cover of a specialised relation: build candidates, cost them and compare them."""
+"""Choose the cover of a specialised relation: build candidates, cost them and compare them.
+
+Visible pairs that the tiles of a plan leave uncounted are counted exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import gcd
 from typing import Literal
 
-from attnc.compiler.analysis.live_tiles import TileGrid, TooManyTilesError, find_live_tiles
+from attnc.compiler.analysis.grid import TileGrid
+from attnc.compiler.analysis.live_tiles import TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Arith, Compare, Const, Index, Linear, Position
+from attnc.compiler.ir.aggregates import TooManyStepsError
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.planning.cpu_plan import PlanPiece, Strip
 from attnc.compiler.planning.formulas import closed_cover
@@ -17,7 +23,7 @@ from attnc.compiler.planning.grids import SolvedCover, cover_by_grid, reads_coor
 from attnc.compiler.planning.pieces import Cover, CoverSum, cover, dense_cover
 from attnc.compiler.planning.rates import PieceWork, Rates
 from attnc.compiler.planning.residues import Residue, residues, split
-from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.planning.splitting import split_full_parts, split_triangles
 from attnc.spec.source import Span
 
@@ -348,3 +354,37 @@ def _refusal_reason(refusal: Exception) -> str:
     if isinstance(refusal, TooManyTilesError):
         return "the analysis leaves nearly every tile undecided"
     return "the partial tiles are too different to share masks"
+
+
+TILES = range(16, 257)
+"""Sides of tiles that may be used for counting."""
+
+MOST_TILES = 1 << 19
+"""Maximum number of tiles that counting visits on one level."""
+
+MOST_CLASS_ELEMENTS = 1 << 24
+"""Maximum number of mask elements that counting evaluates."""
+
+
+def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> int | None:
+    """Count the visible pairs of a relation; None where counting would take long.
+
+    Where the side of the tiles divides the constants by which the relation divides positions, steps of the relation
+    meet tiles in their corners only. Then few classes of tiles differ, and one tile of each class is counted.
+    """
+    for side in _sides(relation):
+        grid = TileGrid(n_q, n_k, side, side)
+        try:
+            tiles = find_live_tiles(relation, grid, MOST_TILES)
+            return resolve(relation, tiles, origins, most_elements=MOST_CLASS_ELEMENTS).visible
+        except (TooManyTilesError, TooManyClassesError, TooManyStepsError):
+            continue
+    return None
+
+
+def _sides(relation: Index) -> list[int]:
+    """Return the sides of tiles to try: the largest divisors of the relation's divisors, jointly and one by one."""
+    periods = sorted((n for n in blocks(relation) if n >= TILES.start), reverse=True)
+    common = [gcd(*periods)] if periods else []
+    sides = [max((side for side in TILES if n % side == 0), default=0) for n in (*common, *periods)]
+    return list(dict.fromkeys(side for side in sides if side))[:2]

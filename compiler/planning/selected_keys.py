@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.heads import at_own_head
 from attnc.compiler.analysis.intervals import Boxes, classify
-from attnc.compiler.ir import Bool, Compare, HeadIndex, Index, Lookup, Tensor, Truth, fold
+from attnc.compiler.ir import Compare, HeadIndex, Index, Lookup, Tensor, Truth, fold
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.planning.residues import conjuncts
 
 Int64 = NDArray[np.int64]
 
@@ -91,7 +92,7 @@ def chosen_keys(visible: Index) -> SelectedKeys | None:
 
 def single_keys(visible: Index) -> SelectedKeys | None:
     """Return the relation as a selection of blocks or of single keys, None if it is not one."""
-    parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
+    parts = conjuncts(visible)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
     if not lookups:
         return _same_block(parts)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis.exact_evaluation import mask_at
 from attnc.compiler.analysis.heads import at_own_head
 from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
-from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor, fold
+from attnc.compiler.ir import HeadIndex, Index, Lookup, Tensor, fold
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.planning.residues import conjuncts
 
 Int64 = NDArray[np.int64]
 
@@ -62,7 +63,7 @@ class SelectedTokens:
 
 def chosen_tokens(visible: Index) -> SelectedTokens | None:
     """Return the relation as one among selected tokens, None if it is none or reads more than positions besides."""
-    parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
+    parts = conjuncts(visible)
     sides: dict[str, OneSide] = {}
     rest = []
     for part in parts:

@@ -74,6 +74,3 @@ class Held:
         key_rank = self.rank[keys]
         result: Mask = (key_rank >= self.start[tokens, None]) & (key_rank <= self.rank[tokens, None])
         return result
-
-
-__all__ = ["Held"]

@@ -49,7 +49,7 @@ def _polynomials(numbers: Sequence[int]) -> list[Law]:
     differences = list(numbers)
     for degree in range(1, max(_POWERS) + 1):
         differences = _differences(differences)
-        equal_count = _alike(differences)
+        equal_count = next((i for i, number in enumerate(differences) if number != differences[0]), len(differences))
         if equal_count >= degree + 1 and differences[0] > 0:
             kind: Literal["linear", "polynomial"] = "linear" if degree == 1 else "polynomial"
             result.append(Law(kind, differences[0], degree, equal_count + degree))
@@ -68,8 +68,3 @@ def _exponential(numbers: Sequence[int]) -> Law | None:
 
 def _differences(numbers: Sequence[int]) -> list[int]:
     return [b - a for a, b in pairwise(numbers)]
-
-
-def _alike(numbers: Sequence[int]) -> int:
-    """Count the numbers at the beginning that are equal to the first."""
-    return next((i for i, number in enumerate(numbers) if number != numbers[0]), len(numbers))

@@ -30,8 +30,7 @@ from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.planning.cpu_plan import PlanPiece
 from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.schedule import CoverProblem, choose
-from attnc.compiler.receptive.piece_ranges import AT_ONCE, Look, look_by_piece
-from attnc.compiler.receptive.token_sets import MarkedKeys, merged_runs, runs
+from attnc.compiler.receptive.piece_ranges import AT_ONCE, Look, MarkedKeys, look_by_piece, merged_runs, runs
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 

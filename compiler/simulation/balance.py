@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.planning.strips import Int64
+from attnc.compiler.planning.tile_work import Int64
 
 Float64 = NDArray[np.float64]
 

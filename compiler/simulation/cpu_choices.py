@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.cpu_plan import PlanPiece, stretch
+from attnc.compiler.planning.rates import ChoiceRates
 from attnc.compiler.planning.selected_keys import FILLED, parts_of
 from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.simulation import Pass

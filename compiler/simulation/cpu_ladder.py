@@ -28,6 +28,7 @@ from attnc.compiler.simulation.simulation import (
     Tiles,
     Traffic,
     ladder,
+    time_share,
 )
 
 GRADIENTS = 2
@@ -81,7 +82,7 @@ def simulate_cpu(
     balanced = pairs / cpu.threads / chunks if chunks else inf
     *bounds, last = ladder(pairs, visible, tile, balanced, ideal / attended if attended else inf)
     lost = (
-        _lost_to_hidden(visible, pairs),
+        "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible",
         f"{elements:,} score elements are computed in {len(pieces)} kinds of kernel calls",
         f"the slowest of {cpu.threads} threads in every call",
         _lost_to_time(pieces, cpu, best),
@@ -89,8 +90,8 @@ def simulate_cpu(
     rungs = [Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, bounds, lost, strict=False)]
     if chosen:
         listed, total = (min(last, ideal / ms if ms else inf) for ms in (attended + listing, predicted))
-        rungs += [Rung("attended", last, lost[-1]), Rung("listed", listed, _share("lists", listing, predicted))]
-        what = "selected in the forward" if stage == "backward" else _share("the selection", choosing, predicted)
+        rungs += [Rung("attended", last, lost[-1]), Rung("listed", listed, time_share("lists", listing, predicted))]
+        what = "selected in the forward" if stage == "backward" else time_share("the selection", choosing, predicted)
         rungs.append(Rung("predicted", total, what))
     else:
         rungs.append(Rung("predicted", last, lost[-1]))
@@ -249,14 +250,6 @@ def _dense_run(problem: SimulatedCall, cpu: CpuMachine, baseline: Baseline) -> _
     square = baseline == "causal" and shape.n_q == shape.n_k
     piece = PlanPiece(stretch(0, shape.n_q), stretch(0, shape.n_k), "causal" if square else "full")
     return _PieceRun(piece, PieceWork(shape.dtype, _width(problem), shape.lanes, 1), False, cpu)
-
-
-def _lost_to_hidden(visible: int | None, pairs: int) -> str:
-    return "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible"
-
-
-def _share(what: str, ms: float, total_ms: float) -> str:
-    return f"{what} {ms / total_ms:.0%} of the time" if ms else f"{what} 0% of the time"
 
 
 def _lost_to_time(pieces: list[_PieceRun], cpu: CpuMachine, best: float) -> str:

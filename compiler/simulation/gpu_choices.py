@@ -15,8 +15,7 @@ from math import inf
 import numpy as np
 
 from attnc.compiler.kernels.kernel_source import BYTES, TileShape
-from attnc.compiler.planning.strips import Strips, strips, together
-from attnc.compiler.planning.tile_work import NATURAL, TileWork
+from attnc.compiler.planning.tile_work import NATURAL, Strips, TileWork, strips, together
 from attnc.compiler.simulation.cpu_choices import SelectionWork
 from attnc.compiler.simulation.expected_choices import ExpectedChoice, Float64
 from attnc.compiler.simulation.gpu_clocks import (
@@ -24,7 +23,7 @@ from attnc.compiler.simulation.gpu_clocks import (
     TileModel,
     resources,
 )
-from attnc.compiler.simulation.gpu_ladder import KERNELS, dense_ms
+from attnc.compiler.simulation.gpu_ladder import KERNELS, dense_ms, schedule_of
 from attnc.compiler.simulation.kernel_run import KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall
@@ -38,6 +37,7 @@ from attnc.compiler.simulation.simulation import (
     Simulation,
     Tiles,
     Traffic,
+    time_share,
 )
 from attnc.compiler.simulation.traffic import key_bytes, memory_ms, tensor_bytes
 
@@ -133,9 +133,9 @@ def simulate_gpu_choices(
     lost = (
         f"{visible:,} of {pairs:,} pairs are visible",
         *(_lost_to_gathering(runs, machine) if runs else [others[0].rung(name).lost_to for name in TILE_RUNGS]),
-        _share("partial results, written in fp32 and merged,", sum(run.merged_ms for run in runs), predicted),
-        _share("lists", listing, predicted),
-        "selected in the forward" if stage == "backward" else _share("the selection", choosing, predicted),
+        time_share("partial results, written in fp32 and merged,", sum(run.merged_ms for run in runs), predicted),
+        time_share("lists", listing, predicted),
+        "selected in the forward" if stage == "backward" else time_share("the selection", choosing, predicted),
     )
     rungs, speedup = [], inf
     for name, rung_ms, why in zip(CHOSEN_RUNGS, times, lost, strict=True):
@@ -155,7 +155,10 @@ def simulate_gpu_choices(
         causal=problem.is_causal,
         visible=visible,
         tiles=_tiles(problem, runs, others),
-        choices=(*map(_choice, runs), *alike(choice for other in others for choice in other.choices)),
+        choices=(
+            *(schedule_of(run, "; gathered queries") for run in runs),
+            *alike(choice for other in others for choice in other.choices),
+        ),
         others=(),
         rungs=tuple(rungs),
         predicted_ms=predicted,
@@ -293,13 +296,6 @@ def _tiles(problem: SimulatedCall, runs: Sequence[KernelRun], others: Sequence[S
     return Tiles(total, gathered.live + full + partial, gathered.full_tiles + full, gathered.partial_tiles + partial)
 
 
-def _choice(run: KernelRun) -> SimulatedSchedule:
-    tiles = run.model.shape
-    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM; gathered queries"
-    limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
-    return SimulatedSchedule(run.model.kernel, tiles.q_tile, tiles.k_tile, NATURAL, how, limit, run.ms)
-
-
 def repeated(one: Simulation, times: float) -> Simulation:
     """Return the simulation with all times and counts multiplied, for a branch that represents `times` equal ones."""
     if times == 1:
@@ -324,7 +320,3 @@ def alike(choices: Iterable[SimulatedSchedule]) -> list[SimulatedSchedule]:
         key = replace(choice, ms=0.0)
         total_ms[key] = total_ms.get(key, 0.0) + choice.ms
     return [replace(choice, ms=ms) for choice, ms in total_ms.items()]
-
-
-def _share(what: str, ms: float, total_ms: float) -> str:
-    return f"{what} {ms / total_ms:.0%} of the time" if ms else f"{what} 0% of the time"

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, inf
 
 from attnc.compiler.kernels.kernel_source import BYTES
-from attnc.compiler.planning.strips import Strips
-from attnc.compiler.planning.tile_work import NATURAL, TileWork
+from attnc.compiler.planning.tile_work import NATURAL, Strips, TileWork
 from attnc.compiler.simulation.candidates import SCHEDULED, ScheduleCandidates, ScheduleRequest, dense_runs
 from attnc.compiler.simulation.gpu_clocks import (
     Kernel,
@@ -82,8 +81,8 @@ def simulate_gpu(
         baseline,
         runs[0].work,
         runs[0].strips,
-        choices=tuple(map(_choice, runs)),
-        others=tuple(map(_choice, others)),
+        choices=tuple(map(schedule_of, runs)),
+        others=tuple(map(schedule_of, others)),
         rungs=_rungs(speedups, problem, baseline, visible, lost),
         times=(predicted, dense, ideal),
         traffic=Traffic(
@@ -202,10 +201,11 @@ def _estimated(work: TileWork) -> tuple[str, ...]:
     )
 
 
-def _choice(run: KernelRun) -> SimulatedSchedule:
+def schedule_of(run: KernelRun, note: str = "") -> SimulatedSchedule:
+    """Return the schedule of a run; `note` ends its description."""
     tiles = run.model.shape
     split = f", keys split in {run.parts}" if run.parts > 1 else ""
-    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM{split}"
+    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM{split}{note}"
     limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
     return SimulatedSchedule(run.model.kernel, tiles.q_tile, tiles.k_tile, run.work.order, how, limit, run.ms)
 

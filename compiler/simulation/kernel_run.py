@@ -8,8 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from attnc.compiler.planning.strips import Strips
-from attnc.compiler.planning.tile_work import TileWork
+from attnc.compiler.planning.tile_work import Strips, TileWork
 from attnc.compiler.simulation.balance import Float64, Items, items, least_time, scheduled
 from attnc.compiler.simulation.gpu_clocks import TileModel
 from attnc.compiler.simulation.machine import Machine

@@ -13,7 +13,7 @@ from attnc.compiler.ir import Index, Pattern, fold
 from attnc.compiler.ir.value_nodes import is_scored, passes
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
-from attnc.compiler.planning.strips import Int64, Strips, strips
+from attnc.compiler.planning.tile_work import Int64, Strips, strips
 from attnc.compiler.simulation.gpu_clocks import Extra, HeadSizes
 from attnc.compiler.simulation.mask_cost import extra_operations
 from attnc.compiler.simulation.natural_tiles import Origins

@@ -156,3 +156,8 @@ def ladder(pairs: int, visible: int | None, tile: float, balanced: float, predic
     tile = tile if element is None else min(tile, element)
     balanced = min(balanced, tile)
     return tile if element is None else element, tile, balanced, min(predicted, balanced)
+
+
+def time_share(what: str, ms: float, total_ms: float) -> str:
+    """Return the share of the time that something takes, as text."""
+    return f"{what} {ms / total_ms:.0%} of the time" if ms else f"{what} 0% of the time"

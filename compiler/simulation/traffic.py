@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from attnc.compiler.kernels.kernel_source import BYTES, TileShape
-from attnc.compiler.planning.strips import Strips
+from attnc.compiler.planning.tile_work import Strips
 from attnc.compiler.simulation.gpu_clocks import (
     Kernel,
 )

@@ -18,7 +18,7 @@ from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, Uns
 from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.runtime.values.merging import merge
 from attnc.spec.load import load_program
-from attnc.spec.meaning.constant_values import constant_value
+from attnc.spec.meaning.parameter_values import constant_value
 from attnc.spec.program import BoundProgram, ParameterRead, Program, SegmentAxis, Size
 from attnc.spec.suggest import did_you_mean
 

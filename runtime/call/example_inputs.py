@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.runtime.call.call_errors import ArgumentError
-from attnc.spec.meaning.constant_values import constant_value
+from attnc.spec.meaning.parameter_values import constant_value
 from attnc.spec.program import BoundProgram, Expr, Input
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from attnc.spec.meaning.constant_values import constant_value
+from attnc.spec.meaning.parameter_values import constant_value
 from attnc.spec.program import BoundProgram, SegmentAxis, Size
 
 SHORT = 64

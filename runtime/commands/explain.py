@@ -7,8 +7,7 @@ import argparse
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_parameters, compiled
 from attnc.runtime.texts.library import library_names
-from attnc.spec.codes import CODES
-from attnc.spec.explanation_pages import page
+from attnc.spec.codes import CODES, page
 from attnc.spec.suggest import did_you_mean
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.planning.call_memory import Memory
-from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.planning.cpu_plan import Memory, Plan
 from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_shapes import TensorSizes
 from attnc.runtime.fallbacks import Kind

@@ -12,7 +12,7 @@ from attnc.compiler.ir import fold
 from attnc.compiler.ir.fold import truth
 from attnc.compiler.lowering.specialise import CallSizes as Named
 from attnc.compiler.lowering.specialise import Slices, Window
-from attnc.compiler.planning.choice_rates import ChoiceRates
+from attnc.compiler.planning.rates import ChoiceRates
 from attnc.compiler.planning.selected_keys import BlockKeys
 from attnc.runtime.executors.cpu import work_items
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks, by_place

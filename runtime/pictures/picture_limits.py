@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.planning.call_memory import as_bytes
+from attnc.compiler.planning.cpu_plan import as_bytes
 from attnc.runtime.call.call_errors import ArgumentError
 
 LARGEST_MASK = 1 << 32

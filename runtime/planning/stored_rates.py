@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Rates, Table
+from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, ChoiceRates, Rates, Table
 from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.machine_key import has_matrix_tiles, installed, this_cpu

@@ -5,8 +5,9 @@ from __future__ import annotations
 from attnc.compiler.warnings.pattern_warnings import warnings_of
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
-from attnc.spec.load import Loader, check_source, load_programs
+from attnc.spec.load import check_source, load_programs
 from attnc.spec.meaning.bind import bind
+from attnc.spec.names.module_scopes import Loader
 from attnc.spec.source import SourceFile
 
 

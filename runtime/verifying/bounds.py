@@ -13,8 +13,8 @@ from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.exact_operations import COMPARISONS, EXACT_OPERATIONS
-from attnc.spec.meaning.constant_values import ParametersAlone
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings, constantly
+from attnc.spec.meaning.parameter_values import parameters_alone
 from attnc.spec.program import BoundProgram, Expr, Value
 
 Number = Fraction | float
@@ -317,7 +317,7 @@ class Bounds:
                 if value is None:
                     return None
                 arguments[part.binder] = value
-        frame = EvaluationFrame(ParametersAlone(self._bound.lengths), {}, 0, 0)
+        frame = EvaluationFrame(parameters_alone(self._bound.lengths), {}, 0, 0)
         for binder, value in arguments.items():
             frame = frame.binding(binder, constantly(value))
         try:

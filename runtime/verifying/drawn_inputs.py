@@ -14,8 +14,8 @@ from attnc.runtime.verifying.call_cases import CallCase, every_expression
 from attnc.runtime.verifying.compared import input_values
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.constant_values import ParametersAlone, constant_value
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings
+from attnc.spec.meaning.parameter_values import constant_value, parameters_alone
 from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
 SMALL = 3
@@ -119,7 +119,7 @@ def _smallest_allowed(
     meanings = [Meanings(bound.program, bound.values).of(line) for line in conditions]
     largest = max(case.n_q, case.n_k) + 1
     for size in range(1, largest):
-        frame = EvaluationFrame(ParametersAlone({**sizes, name: size}), {}, 0, 0)
+        frame = EvaluationFrame(parameters_alone({**sizes, name: size}), {}, 0, 0)
         try:
             if all(meaning(frame) for meaning in meanings):
                 return size

@@ -28,8 +28,7 @@ from attnc.compiler.comparison.comparing import (
     reads_counts,
     reads_groups,
 )
-from attnc.compiler.comparison.equality import Difference, reads_length
-from attnc.compiler.comparison.sameness import PARTS, normal_forms
+from attnc.compiler.comparison.equality import PARTS, Difference, normal_forms, reads_length
 from attnc.compiler.ir import DataRead, Index, Lookup, fold
 from attnc.compiler.ir.rewrite import variables, walk
 from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head

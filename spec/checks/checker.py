@@ -33,9 +33,8 @@ from attnc.spec.checks.measure import (
 )
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.checks.recurrence_lines import RecurrentChecker
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.names.builtins import SIZES
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 Environment = Mapping[program.Binder, Finding]
@@ -73,7 +72,8 @@ class Checker:
         self._reported: set[tuple[str, Span]] = set()
         self._definition_findings: dict[object, Finding] = {}
 
-    def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
+    def unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        """Check that a unit's value is an integer or a list of integers; return its finding."""
         self._in_unit = True
         result = self.find(unit.value, {}, facts)
         self._in_unit = False
@@ -81,11 +81,7 @@ class Checker:
         self._rules.integer(unit.value, result if item is None else Finding(item), "the value of a unit")
         return result
 
-    def unit(self, unit: program.Unit, facts: Facts) -> Finding:
-        """Check that a unit's value is an integer or a list of integers; return its finding."""
-        return self._unit(unit, facts)
-
-    def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
+    def integer(self, node: program.Expr, what: str, facts: Facts | None, env: Environment | None = None) -> Finding:
         """Check that an expression is an integer; return its finding. `what` names the expression in an error."""
         result = self.find(node, env or {}, facts)
         self._rules.integer(node, result, what)
@@ -108,7 +104,8 @@ class Checker:
     @property
     def everywhere(self) -> Facts:
         """The facts that hold for every token."""
-        return self._everywhere()
+        segments = frozenset(self._pattern.segments)
+        return Facts(segments, segments)
 
     def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
         """Check that an expression is a truth value; return its finding. `what` names the expression in an error."""
@@ -123,10 +120,6 @@ class Checker:
     def first_use(self, node: program.Expr, place: str) -> Span | None:
         """Return where an expression first reads `place` (`q`, `k` or `key`); None where it never does."""
         return first_use(node, place, self._measures)
-
-    def _everywhere(self) -> Facts:
-        segments = frozenset(self._pattern.segments)
-        return Facts(segments, segments)
 
     # --- expressions -------------------------------------------------------------------------------------------------
 
@@ -147,12 +140,10 @@ class Checker:
                 return self._conditional(node, env, facts)
             case program.Aggregate():
                 return self._aggregate(node, env, facts)
-            case program.ListValue() | program.Item():
-                return (
-                    self._table(node, env, facts)
-                    if isinstance(node, program.ListValue)
-                    else self._item(node, env, facts)
-                )
+            case program.ListValue():
+                return self._table(node, env, facts)
+            case program.Item():
+                return self._item(node, env, facts)
             case (
                 program.Vector()
                 | program.ScoreRead()
@@ -279,7 +270,7 @@ class Checker:
 
     def _use(self, node: program.DefinitionUse, env: Environment, facts: Facts | None) -> Finding:
         definition = node.definition
-        arguments = [self.find(a, env, facts).without_value for a in node.arguments]
+        arguments = [replace(self.find(a, env, facts), constant=None) for a in node.arguments]
         free = self._measures.of_definition(definition).free
         captured = {b: env[b] for b in env if b in free}
         key = (definition, tuple(arguments), frozenset((b, f) for b, f in captured.items()), facts)
@@ -393,13 +384,8 @@ class Checker:
         """Return the stages that a domain needs, and whether its members are never negative."""
         if isinstance(variable, program.UnitVariable):
             return env.get(variable.unit.binder, NOTHING).needs | {"length"}, True
-        ends = [self._range_end(end, env, facts) for end in (variable.low, variable.high)]
+        ends = [self.integer(end, "the end of a range", facts, env) for end in (variable.low, variable.high)]
         return ends[0].needs | ends[1].needs, ends[0].natural
-
-    def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
-        result = self.find(node, env, facts)
-        self._rules.integer(node, result, "the end of a range")
-        return result
 
     def _anywhere(self, place: str, facts: Facts | None) -> Facts | None:
         if facts is None or place == "head":

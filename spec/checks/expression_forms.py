@@ -82,11 +82,6 @@ class Finding:
     constant: Number | None = None
     natural: bool = False
 
-    @property
-    def without_value(self) -> Finding:
-        """Return the finding without its constant value."""
-        return Finding(self.form, self.needs, None, self.natural)
-
 
 NOTHING = Finding(UNKNOWN)
 

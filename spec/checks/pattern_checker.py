@@ -1,7 +1,11 @@
-"""Check the declarations and clauses of a resolved pattern: types, stages and exactness."""
+"""Check the declarations and clauses of a resolved pattern: types, stages and exactness.
+
+In `combine`, expressions that are undefined where a selection is empty are reported too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -13,6 +17,7 @@ from attnc.spec.checks.expression_forms import (
 )
 from attnc.spec.checks.measure import (
     below,
+    children,
     expressions,
     expressions_of_selection,
     first_use,
@@ -20,9 +25,9 @@ from attnc.spec.checks.measure import (
     lines_of,
     recurrences_of,
 )
-from attnc.spec.checks.mixtures import unguarded_mixtures
+from attnc.spec.diagnostics import DiagnosticList
 from attnc.spec.names.resolve import ResolvedPattern
-from attnc.spec.report import DiagnosticList
+from attnc.spec.source import Span
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
 _PER_PAIR = {
@@ -100,18 +105,18 @@ class PatternChecker(Checker):
             self._static(pad.high, "the end of a `pad` range")
         self._check_approximation()
         self._check_padded()
-        facts = self._everywhere()
+        facts = self.everywhere
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
         attention = AttentionChecker(self, self._pattern, self._complain)
         for recurrence in recurrences_of(self._pattern):
             attention.outputs[recurrence.name] = self.recurrent.check(recurrence)
         for attend in self._pattern.attends:
-            needs |= attention.check(attend, facts, self._everywhere())
+            needs |= attention.check(attend, facts, self.everywhere)
         for selection in self._pattern.selections:
-            needs |= attention.check_selection(selection, self._everywhere())
+            needs |= attention.check_selection(selection, self.everywhere)
         if self._pattern.combine is not None:
-            attention.check_combine(self._pattern.combine, self._everywhere())
+            attention.check_combine(self._pattern.combine, self.everywhere)
             self._check_mixtures(self._pattern.combine)
         return needs
 
@@ -163,7 +168,7 @@ class PatternChecker(Checker):
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """Return the stages that the conjunction of the `visible` lines needs."""
-        facts = self._everywhere()
+        facts = self.everywhere
         needs: frozenset[str] = frozenset()
         for line in lines:
             finding = self.find(line, {}, facts)
@@ -176,8 +181,8 @@ class PatternChecker(Checker):
         """Return the stages that the units and the condition of a `round` need; none for a pattern without `round`."""
         if item is None:
             return frozenset()
-        facts = self._everywhere()
-        unit_findings = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
+        facts = self.everywhere
+        unit_findings = {unit: self.unit(unit, facts) for unit in (item.q, item.k)}
         env = {
             unit.binder: Finding(finding.form, finding.needs - {"q", "k"}, None, finding.natural)
             for unit, finding in unit_findings.items()
@@ -196,3 +201,106 @@ class PatternChecker(Checker):
             message = f"`keep` decides about whole blocks, but this depends on a single `{unit.place}`"
             help_ = f"aggregate over the block: `any(… for {unit.place} in {name})`; the block itself is `{name}`"
             self._complain("A206", message, span, f"which `{unit.place}` of `{name}`?", help=help_)
+
+
+Mixture = tuple[Span, str]
+"""The span of an expression that is undefined if a selection is empty, and the selection's name."""
+
+_TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+_OPPOSITE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+_NONE: frozenset[str] = frozenset()
+
+
+def unguarded_mixtures(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[Mixture]:
+    """Yield the mixtures of an expression that no condition guards against an empty selection.
+
+    `filled` names the selections that are surely not empty where the expression is evaluated.
+    """
+    match node:
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
+            yield from unguarded_mixtures(then, filled | _filled(condition, True))
+            yield from unguarded_mixtures(otherwise, filled | _filled(condition, False))
+            return
+        case program.Operation(op="div" | "share", operands=(_, divisor), span=span):
+            yield from ((span, name) for name in sorted(_vanishing(divisor, filled)))
+        case program.Operation(op="pow", operands=(base, exponent), span=span) if _is_negative(exponent):
+            yield from ((span, name) for name in sorted(_vanishing(base, filled)))
+        case program.Operation(op="log" | "log2", operands=(inner,), span=span):
+            yield from ((span, name) for name in sorted(_vanishing(inner, filled)))
+        case program.DefinitionUse(definition=definition):
+            yield from unguarded_mixtures(definition.body, filled)
+    for child in children(node):
+        yield from unguarded_mixtures(child, filled)
+
+
+def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
+    """Return the selections that make a number 0 when they are empty."""
+    match node:
+        case program.Aggregate(op="sum" | "mean" | "count", condition=condition) if condition is not None:
+            return frozenset(n.selection for n in _conditions(condition) if n.number is not None) - filled
+        case program.SelectedCount(selection=selection):
+            return frozenset({selection}) - filled
+        case program.DefinitionUse(definition=definition):
+            return _vanishing(definition.body, filled)
+        case program.Operation(op="mul", operands=operands):
+            return _NONE.union(*(_vanishing(operand, filled) for operand in operands))
+        case program.Operation(op="add" | "sub" | "max" | "min", operands=(first, *rest)):
+            return _vanishing(first, filled).intersection(*(_vanishing(operand, filled) for operand in rest))
+        case program.Operation(op="neg" | "abs" | "sqrt", operands=(inner,)):
+            return _vanishing(inner, filled)
+        case program.Operation(op="div" | "share" | "pow", operands=(inner, _)):
+            return _vanishing(inner, filled)
+        case program.ConditionalValue(condition=condition, then=then, otherwise=otherwise):
+            sides = (then, _filled(condition, True)), (otherwise, _filled(condition, False))
+            return _NONE.union(*(_vanishing(side, filled | guarded) for side, guarded in sides))
+        case _:
+            return _NONE
+
+
+def _filled(condition: program.Expr, holds: bool) -> frozenset[str]:
+    """Return the selections that are surely not empty where a condition has the truth value `holds`."""
+    match condition:
+        case program.DefinitionUse(definition=definition):
+            return _filled(definition.body, holds)
+        case program.Operation(op="not", operands=(inner,)):
+            return _filled(inner, not holds)
+        case program.Operation(op="and" | "or" as op, operands=operands):
+            first, *rest = (_filled(operand, holds) for operand in operands)
+            return first.union(*rest) if (op == "and") == holds else first.intersection(*rest)
+        case program.Operation(op=op, operands=(a, b)) if op in _TURNED:
+            if isinstance(b, program.SelectedCount):
+                a, b, op = b, a, _TURNED[op]
+            if not (isinstance(a, program.SelectedCount) and isinstance(b, program.Literal)):
+                return _NONE
+            return frozenset({a.selection}) if _excludes_0(op if holds else _OPPOSITE[op], b.value) else _NONE
+        case _:
+            return _NONE
+
+
+def _excludes_0(op: str, bound: object) -> bool:
+    """Whether the comparison `size op bound` is false for a size of 0."""
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        return False
+    below, same = bound > 0, bound == 0
+    compared = {"lt": below, "le": below or same, "gt": bound < 0, "ge": bound <= 0, "eq": same, "ne": not same}
+    return not compared[op]
+
+
+def _is_negative(node: program.Expr) -> bool:
+    match node:
+        case program.Operation(op="neg"):
+            return True
+        case program.Literal(value=bool() | str()):
+            return False
+        case program.Literal(value=value):
+            return value < 0
+        case _:
+            return False
+
+
+def _conditions(node: program.Expr) -> Iterator[program.SelectedTest]:
+    if isinstance(node, program.SelectedTest):
+        yield node
+    elif isinstance(node, program.Operation) and node.op == "and":
+        for operand in node.operands:
+            yield from _conditions(operand)

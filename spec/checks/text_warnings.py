@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from attnc.spec import syntax
-from attnc.spec.report import DiagnosticList
+from attnc.spec.diagnostics import DiagnosticList
 from attnc.spec.source import Span
 
 WIDTHS = ("window", "w", "width", "size", "span")

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from attnc.spec import program
 from attnc.spec.checks.measure import children
-from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.diagnostics import Diagnostic, DiagnosticList, Label
 from attnc.spec.errors import EvaluationError, SpecError
-from attnc.spec.meaning.constant_values import constant_value
-from attnc.spec.meaning.parameter_values import Mismatch, convert, shown
+from attnc.spec.meaning.parameter_values import Mismatch, constant_value, convert, shown
 from attnc.spec.program import BoundProgram, Parameter, Program, Value
-from attnc.spec.report import DiagnosticList
 from attnc.spec.suggest import did_you_mean
 
 _NONE: Mapping[str, object] = {}

@@ -246,18 +246,18 @@ class Meanings:
         if isinstance(node, program.InUnit):
             position = self.of(node.at)
             return lambda frame: frame.around.in_unit(node, _integer(position(frame)), frame)
-        member = None if node.member is None else self.of(node.member)
-
-        def member_index(frame: EvaluationFrame) -> int | None:
-            return None if member is None else _integer(member(frame))
-
+        member = self._index(node.member)
         if isinstance(node, program.SelectedCount):
-            return lambda frame: frame.around.chosen_size(node, member_index(frame), frame)
-        item_node = node.item if node.number is None else node.number
-        item = None if item_node is None else self.of(item_node)
-        return lambda frame: frame.around.chosen(
-            node, member_index(frame), None if item is None else _integer(item(frame)), frame
-        )
+            return lambda frame: frame.around.chosen_size(node, member(frame), frame)
+        item = self._index(node.item if node.number is None else node.number)
+        return lambda frame: frame.around.chosen(node, member(frame), item(frame), frame)
+
+    def _index(self, node: program.Expr | None) -> Callable[[EvaluationFrame], int | None]:
+        """Return the function that gives an integer; None where no expression is written."""
+        if node is None:
+            return lambda frame: None
+        index = self.of(node)
+        return lambda frame: _integer(index(frame))
 
     def _attention_value(
         self, node: program.Vector | program.ScoreRead | program.SoftmaxShare | program.BranchRead | program.MergeCall
@@ -266,36 +266,33 @@ class Meanings:
             case program.Vector():
                 return self._vector(node)
             case program.ScoreRead(at=at):
-                key = None if at is None else self.of(at)
-                return lambda frame: _row(frame).score(frame, None if key is None else _integer(key(frame)))
+                key = self._index(at)
+                return lambda frame: _row(frame).score(frame, key(frame))
             case program.SoftmaxShare():
                 return self._share(node)
             case program.BranchRead():
                 return self._branch(node)
             case program.MergeCall(parts=parts):
-                members = [None if p.member is None else self.of(p.member) for p in parts]
-                return lambda frame: frame.around.merged(
-                    node, [None if m is None else _integer(m(frame)) for m in members], frame
-                )
+                members = [self._index(p.member) for p in parts]
+                return lambda frame: frame.around.merged(node, [member(frame) for member in members], frame)
 
     def _vector(self, node: program.Vector) -> Meaning:
-        at = None if node.at is None else self.of(node.at)
-        place = "q" if node.tensor == "q" else "k"
+        at, place = self._index(node.at), "q" if node.tensor == "q" else "k"
 
         def read(frame: EvaluationFrame) -> Result:
-            position = frame.places[place] if at is None else _integer(at(frame))
+            position = at(frame)
+            position = frame.places[place] if position is None else position
             return frame.around.vector(node, position, frame.head, frame.batch)
 
         return read
 
     def _branch(self, node: program.BranchRead) -> Meaning:
-        member = None if node.member is None else self.of(node.member)
-        at = None if node.at is None else self.of(node.at)
+        member, at = self._index(node.member), self._index(node.at)
 
         def read(frame: EvaluationFrame) -> Result:
-            position = frame.places["q"] if at is None else _integer(at(frame))
-            member_index = None if member is None else _integer(member(frame))
-            return frame.around.branch(node, member_index, position, frame)
+            position = at(frame)
+            position = frame.places["q"] if position is None else position
+            return frame.around.branch(node, member(frame), position, frame)
 
         return read
 

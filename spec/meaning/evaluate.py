@@ -10,16 +10,13 @@ from typing import Any, cast
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.attention_rows import AttentionRows, Heads
-from attnc.spec.meaning.constant_values import check_steps
 from attnc.spec.meaning.denotation import BEYOND, MAX_STEPS, EvaluationFrame, Meanings, Result, constantly
+from attnc.spec.meaning.parameter_values import check_steps
 from attnc.spec.meaning.recurrence_meaning import RecurrentRuns
 from attnc.spec.meaning.selection_meaning import Selections
-from attnc.spec.meaning.tensors import Tensors
-from attnc.spec.meaning.token_layout import TokenLayout
+from attnc.spec.meaning.tensors import Tensors, TokenLayout
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
-
-__all__ = ["EvaluationError", "Evaluator"]
 
 
 class Evaluator:

@@ -1,14 +1,52 @@
-"""Convert Python values to values of parameters, by the parameter's type."""
+"""Convert Python values to values of parameters, and evaluate expressions that read only parameters."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
+from typing import cast
 
+from attnc.spec import program
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.denotation import EvaluationContext, EvaluationFrame, Meanings, Result
 from attnc.spec.meaning.exact_arithmetic import INT_MAX, INT_MIN, RATIONAL_BITS
-from attnc.spec.program import Scalar, Value
+from attnc.spec.program import BoundProgram, Scalar, Value
+from attnc.spec.source import Span
 from attnc.spec.types import Type
+
+MAX_CONSTANT_STEPS = 100_000
+"""Maximum number of steps for an expression that reads only parameters."""
+
+
+class _ParametersAlone:
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
+        self._steps = 0
+
+    def size(self, name: str, span: Span) -> int:
+        return self._sizes[name]
+
+    def tick(self, span: Span) -> None:
+        self._steps += 1
+        check_steps(self._steps, MAX_CONSTANT_STEPS, span)
+
+
+def parameters_alone(sizes: Mapping[str, int]) -> EvaluationContext:
+    """Return a context that knows parameters and some sizes; reading anything else raises AttributeError."""
+    return cast("EvaluationContext", _ParametersAlone(sizes))
+
+
+def check_steps(steps: int, limit: int, span: Span) -> None:
+    """Raise EvaluationError where more steps were taken than the limit allows."""
+    if steps > limit:
+        raise EvaluationError("A908", f"this takes more than {limit} steps", span, "make the ranges shorter")
+
+
+def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
+    """Return the value of an expression that reads only parameters. Raises `EvaluationError` if it is undefined."""
+    return Meanings(bound.program, bound.values).of(node)(EvaluationFrame(parameters_alone(bound.lengths), {}, 0, 0))
 
 
 class Mismatch(ValueError):  # noqa: N818 (an error of the caller)

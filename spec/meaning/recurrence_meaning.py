@@ -52,7 +52,9 @@ class RecurrentRuns:
         `begun`: the states before the first token, None for the start values. Each further document starts anew.
         """
         outputs: dict[int, tuple[float, ...]] = {}
-        states = self._start() if begun is None else self._from_states(begun)
+        states = self._start()
+        if begun is not None:
+            states = {state: Array(state.dims, _nested(begun[state.name])) for state in self._recurrence.states}
         for number, view in enumerate(self._call.views(batch)):
             if number:
                 states = self._start()
@@ -72,9 +74,6 @@ class RecurrentRuns:
             return complex(state.start) if state.is_complex else state.start
         size = dims[0] if isinstance(dims[0], int) else self._call.whole.size(str(dims[0]), state.span)
         return (self._constant_entries(dims[1:], state),) * size
-
-    def _from_states(self, states: States) -> dict[program.StateClause, Array]:
-        return {state: Array(state.dims, _nested(states[state.name])) for state in self._recurrence.states}
 
     def _order(self, view: SequenceView, batch: int, head: int) -> list[int]:
         scan = self._recurrence.scan
@@ -407,5 +406,3 @@ _ARRAY_FUNCTIONS: dict[str, Callable[..., AxisValue]] = {
     "normalised": _vector_function("normalised"),
     "rms": _vector_function("rms"),
 }
-
-__all__ = ["RecurrentRuns", "States"]

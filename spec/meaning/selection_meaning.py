@@ -216,6 +216,3 @@ def _kept(call: Evaluator, rows: list[CandidateRow]) -> list[Places]:
                 kept.add(row.name_of(key))
         selections.append(frozenset(kept))
     return selections
-
-
-__all__ = ["CandidateRow", "Selections"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attnc.spec import syntax
-from attnc.spec.diagnostics import Label
-from attnc.spec.report import DiagnosticList
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
 

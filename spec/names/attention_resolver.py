@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from attnc.spec import program, syntax
-from attnc.spec.diagnostics import Label
+from attnc.spec.names.bodies import BodyResolver, resolve_unit
 from attnc.spec.names.expression_resolver import ExpressionResolver, Resolver
 from attnc.spec.names.families import family_of, joined, range_of
-from attnc.spec.names.module_scopes import declare, declare_lets
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
@@ -22,9 +21,7 @@ from attnc.spec.names.scope import (
     Symbol,
     UnitSymbol,
 )
-from attnc.spec.names.unit_resolver import resolve_unit
 from attnc.spec.names.worlds import World
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 _T = TypeVar("_T")
@@ -41,23 +38,8 @@ _HOME_OF = {
 }
 
 
-class Clauses:
-    """Resolves the clauses of one body, whose expressions read the names of `scope` and of `outer_scope`."""
-
-    def __init__(
-        self,
-        statements: tuple[syntax.Statement, ...],
-        scope: dict[str, Symbol],
-        outer_scope: Mapping[str, Symbol],
-        resolver: Resolver,
-        report: DiagnosticList,
-    ) -> None:
-        self._statements = statements
-        self._scope = scope
-        self._names: Mapping[str, Symbol] = ChainMap(scope, *_maps(outer_scope))
-        self._outer_scope = outer_scope
-        self._resolver = resolver
-        self._report = report
+class Clauses(BodyResolver):
+    """Resolves the clauses of an attention in one body."""
 
     def attend(self, name: str, at: Span, defaults: program.AttentionClauses | None = None) -> program.AttentionClauses:
         """Return the attention; `defaults` gives missing clauses. Call `places` before, to declare rows and keys."""
@@ -129,7 +111,7 @@ class Clauses:
 
     def unit(self, binder: syntax.UnitDecl, place: str, *, is_key: bool) -> program.Unit | None:
         """Return a unit of queries or keys, and declare its name; None where it is of the wrong place."""
-        unit = resolve_unit(binder, self._names, self._resolver, self._report)
+        unit = resolve_unit(binder, self._names, self._resolver)
         if unit is not None and unit.place != place:
             clause, tokens = ("over", "keys") if is_key else ("per", "queries")
             help_ = f"write `{binder.name.id} = {'k' if is_key else 'q'} // block`"
@@ -166,7 +148,7 @@ class Clauses:
 
     def range(self, item: syntax.LoopVariable) -> program.KeyRange:
         """Return a name with its range."""
-        return range_of(item, lambda end: self._resolve(end, "exact"))
+        return range_of(item, self._line)
 
     # --- clauses -----------------------------------------------------------------------------------------------------
 
@@ -174,13 +156,13 @@ class Clauses:
         """Return the lines of the relation; a line may read the lines before it as `visible`."""
         lines = self._resolver.surroundings.visible
         first = len(lines)
-        for clause in self._lines(syntax.ClauseStatement, "visible"):
-            lines.append(self._resolve(clause.value, "exact"))
+        for clause in self._clauses("visible"):
+            lines.append(self._line(clause.value))
         return tuple(lines[first:])
 
     def _clause(self, word: str, world: World) -> program.Expr | None:
-        for clause in self._lines(syntax.ClauseStatement, word):
-            return self._resolve(clause.value, world)
+        for clause in self._clauses(word):
+            return self._line(clause.value, world)
         return None
 
     def _weights(self) -> program.SoftmaxClause | program.Expr | None:
@@ -189,66 +171,40 @@ class Clauses:
             return program.SoftmaxClause(result.span, result.extra)
         return result
 
-    def _resolve(self, value: syntax.Expr, world: World) -> program.Expr:
-        result = self._resolver.resolve(value, self._names, world=world)
-        excess = self._resolver.measures.excess(result)
-        if excess:
-            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
-            return program.Literal(value.span, True) if world == "exact" else program.ScaleRead(value.span)
-        return result
-
-    def _lines(self, kind: type[_T], word: str) -> Iterable[_T]:
-        statements = (s for s in self._statements if s.word.id == word)
-        return [s for s in statements if isinstance(s, kind)]
-
-    def _declare(self, name: syntax.NameExpr, symbol: Symbol) -> None:
-        declare(self._report, self._scope, self._outer_scope, name, symbol)
+    def _line(self, value: syntax.Expr, world: World = "exact") -> program.Expr:
+        result, fits = self._resolve(value, world)
+        refused = program.Literal(value.span, True) if world == "exact" else program.ScaleRead(value.span)
+        return result if fits else refused
 
 
-class Branch:
+class Branch(Clauses):
     """Resolves one `branch`. Its name is declared first, so that expressions above the branch may read it."""
 
-    def __init__(
-        self,
-        block: syntax.BlockStatement,
-        names: MutableMapping[str, Symbol],
-        resolver: Resolver,
-        report: DiagnosticList,
-    ) -> None:
+    def __init__(self, block: syntax.BlockStatement, names: ChainMap[str, Symbol], resolver: Resolver) -> None:
+        super().__init__(block.body.statements, names.new_child(), resolver)
         assert block.name is not None
         self.name = block.name
+        self.lets: list[DefinitionSource] = []
         self._block = block
-        self._scope: dict[str, Symbol] = {}
-        self._outer_scope = names
-        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, *_maps(names))
-        self._resolver = resolver
-        self._report = report
-        self._lets: list[DefinitionSource] = []
 
     @property
     def symbol(self) -> BranchSymbol:
         """Return the symbol of the branch's name."""
         return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders))
 
-    def attend(self, defaults: program.AttentionClauses) -> program.AttentionClauses:
+    def attention(self, defaults: program.AttentionClauses) -> program.AttentionClauses:
         """Return the attention of the branch; the pattern's clauses are its defaults."""
         self._check_statements()
-        statements = self._block.body.statements
-        clauses = Clauses(statements, self._scope, self._outer_scope, self._resolver, self._report)
-        family, membership = self._family(clauses)
-        self._lets = declare_lets(self._report, statements, self._scope, self._outer_scope, self._names)
-        clauses.places()
+        family, membership = self._family()
+        self.lets = self._declare_lets()
+        self.places()
         surroundings = self._resolver.surroundings
         relation_so_far = list(surroundings.visible)
-        attention = clauses.attend(self.name.id, self.name.span, defaults)
+        attention = self.attend(self.name.id, self.name.span, defaults)
         surroundings.visible[:] = relation_so_far
         return replace(attention, family=family, visible=(*membership, *attention.visible))
 
-    def spare(self) -> list[DefinitionSource]:
-        """Return the `let` definitions of the branch, which may be unused."""
-        return self._lets
-
-    def _family(self, clauses: Clauses) -> tuple[program.KeyRange | None, tuple[program.Expr, ...]]:
+    def _family(self) -> tuple[program.KeyRange | None, tuple[program.Expr, ...]]:
         """Return the range of a family, and the conditions under which a member exists."""
         variable = family_of(self._block, self._report)
         if variable is None:
@@ -256,21 +212,15 @@ class Branch:
         base = variable.domain.base if isinstance(variable.domain, syntax.IndexExpr) else variable.domain
         symbol = self._names.get(base.id) if isinstance(base, syntax.NameExpr) else None
         if not isinstance(symbol, SelectionSymbol):
-            key_range = clauses.range(variable)
-            declare(
-                self._report,
-                self._scope,
-                self._outer_scope,
-                variable.name,
-                RangeSymbol(variable.name.span, key_range.binder),
-            )
+            key_range = self.range(variable)
+            self._declare(variable.name, RangeSymbol(variable.name.span, key_range.binder))
             return key_range, ()
         assert isinstance(variable.domain, syntax.NameExpr | syntax.IndexExpr)
         binder = program.Binder(variable.name.span, variable.name.id)
         expressions = ExpressionResolver(self._resolver, self._names, {})
         entry = expressions.iterate_selection(binder, variable.domain, symbol)
         name_symbol = SilentSymbol(variable.name.span) if entry is None else RangeSymbol(variable.name.span, binder)
-        declare(self._report, self._scope, self._outer_scope, variable.name, name_symbol)
+        self._declare(variable.name, name_symbol)
         if entry is None:
             return None, ()
         key_range = replace(entry.over, span=variable.span, binder=binder)
@@ -278,7 +228,7 @@ class Branch:
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}
-        for item in self._block.body.statements:
+        for item in self._statements:
             word = item.word.id
             if word not in PLAIN:
                 help_ = _HOME_OF.get(
@@ -286,12 +236,5 @@ class Branch:
                 )
                 self._report.error("A214", f"`{word}` does not belong in a `branch`", item.word.span, help=help_)
             elif word in first and word not in ("visible", "let"):
-                also = (Label(first[word].span, "first here"),)
-                self._report.error(
-                    "A216", f"`{word}` appears twice", item.span, "again here", also=also, help="keep one"
-                )
+                self._refuse_twice(word, item.span, first[word].span)
             first.setdefault(word, item)
-
-
-def _maps(names: Mapping[str, Symbol]) -> list[MutableMapping[str, Symbol]]:
-    return list(names.maps) if isinstance(names, ChainMap) else [names]  # type: ignore[list-item]  # a dict

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from attnc.spec import program
 from attnc.spec.checks.measure import below, expressions, expressions_of_selection
-from attnc.spec.diagnostics import Label
-from attnc.spec.report import DiagnosticList
+from attnc.spec.diagnostics import DiagnosticList, Label
 
 Stage = program.AttentionClauses | program.SelectionClauses
 

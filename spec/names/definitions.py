@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from attnc.spec import syntax
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, Symbol, walk
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 MAX_CHAIN = 64

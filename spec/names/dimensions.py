@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import ChainMap
 from typing import Literal, cast
 
 from attnc.spec import program, syntax
@@ -16,8 +16,8 @@ from attnc.spec.names.builtins import (
     TYPE_HINTS,
 )
 from attnc.spec.names.expression_resolver import Resolver
+from attnc.spec.names.module_scopes import declare
 from attnc.spec.names.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Dim, Kind, Type
@@ -30,19 +30,16 @@ class Dimensions:
 
     def __init__(
         self,
-        report: DiagnosticList,
         resolver: Resolver,
-        names: Mapping[str, Symbol],
-        declare: Callable[[syntax.NameExpr, Symbol], None],
+        names: ChainMap[str, Symbol],
         *,
         recurrent: bool,
     ) -> None:
         """`recurrent`: whether the types belong to a recurrence, where complex numbers are supported."""
         self._recurrent = recurrent
-        self._report = report
+        self._report = resolver.report
         self._resolver = resolver
         self._names = names
-        self._declare = declare
         self._inferred_extent: Span | None = None
         self._axes: dict[str, Span] = {}
 
@@ -139,7 +136,7 @@ class Dimensions:
     def _extent(self, domain: syntax.Expr) -> program.Expr:
         if isinstance(domain, syntax.NameExpr) and isinstance(self._names.get(domain.id), SizeSymbol | None):
             if domain.id not in self._names:
-                self._declare(domain, SizeSymbol(domain.span, domain.id))
+                declare(self._report, self._names, domain, SizeSymbol(domain.span, domain.id))
             self._check_run_time(domain)
             return program.Size(domain.span, domain.id)
         return self._resolver.resolve(domain, self._names)
@@ -195,7 +192,7 @@ class Dimensions:
                 self._report.error("A303", f"`{dim.id}` is not a dimension", dim.span, help=help_)
                 return dim.id
             case None:
-                self._declare(dim, SizeSymbol(dim.span, dim.id))
+                declare(self._report, self._names, dim, SizeSymbol(dim.span, dim.id))
                 return dim.id
             case SizeSymbol():
                 return dim.id

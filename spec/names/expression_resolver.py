@@ -10,7 +10,7 @@ from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
 from attnc.spec.checks.measure import Measures
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.exact_operations import EXACT_FUNCTIONS
 from attnc.spec.meaning.exact_arithmetic import ArithmeticFault, checked
 from attnc.spec.names.argument_binding import bind_arguments
@@ -48,7 +48,6 @@ from attnc.spec.names.scope import (
 )
 from attnc.spec.names.sets import SetResolver
 from attnc.spec.names.worlds import World, Worlds
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import Span
 
 OPERATORS = {
@@ -98,7 +97,8 @@ class Resolver:
     def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
         """Return the definition in a world, with units for some parameters; None where it was refused."""
         surroundings = self.surroundings
-        key = (source, world, self._relation_of(source), units, surroundings.recurrent, surroundings.selecting)
+        relation: Lines = tuple(surroundings.visible) if self.order.mentions_visible(source) else ()
+        key = (source, world, relation, units, surroundings.recurrent, surroundings.selecting)
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -150,9 +150,6 @@ class Resolver:
             body = program.Operation(span, "and", lines) if lines else program.Literal(span, True)
             self._relations[lines] = program.Definition(span, "visible", (), body)
         return program.DefinitionUse(span, self._relations[lines], ())
-
-    def _relation_of(self, source: DefinitionSource) -> Lines:
-        return tuple(self.surroundings.visible) if self.order.mentions_visible(source) else ()
 
     def _within_limits(self, definition: program.Definition) -> bool:
         excess = self.measures.excess(definition.body)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from attnc.spec import syntax
-from attnc.spec.names.stateful_branches import is_stateful
+from attnc.spec.names.recurrence_resolver import is_stateful
 from attnc.spec.source import Span
 
 SEVERAL = "several units of keys"

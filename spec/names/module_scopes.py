@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from attnc.spec import program, syntax
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol
 from attnc.spec.reading.parse import parse
-from attnc.spec.report import DiagnosticList
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 
@@ -238,46 +237,25 @@ def refuse_hiding(report: DiagnosticList, name: syntax.NameExpr, hidden: Span | 
     report.error("A211", f"`{name.id}` hides {kind}", name.span, "already taken", also=also, help="choose another name")
 
 
-def declare(
-    report: DiagnosticList,
-    scope: dict[str, Symbol],
-    outer_scope: Mapping[str, Symbol],
-    name: syntax.NameExpr,
-    symbol: Symbol,
-) -> None:
-    """Declare a name in `scope`; report a name that is taken, and silence its further uses."""
+def refuse_taken(report: DiagnosticList, name: syntax.NameExpr, names: Mapping[str, Symbol]) -> None:
+    """Report a name that the language has, or that stands in `names` already."""
+    if name.id in RESERVED_NAMES | FUNCTIONS:
+        refuse_hiding(report, name)
+    elif name.id in names:
+        refuse_hiding(report, name, names[name.id].span)
+
+
+def declare(report: DiagnosticList, names: ChainMap[str, Symbol], name: syntax.NameExpr, symbol: Symbol) -> None:
+    """Declare a name in the first map of `names`; report a name that is taken, and silence its further uses."""
+    scope = names.maps[0]
     if name.id in scope:
         also = (Label(scope[name.id].span, "first here"),)
         report.error("A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one")
-    elif name.id in RESERVED_NAMES | FUNCTIONS:
-        refuse_hiding(report, name)
-    elif name.id in outer_scope:
-        refuse_hiding(report, name, outer_scope[name.id].span)
+    elif name.id in RESERVED_NAMES | FUNCTIONS or name.id in names.parents:
+        refuse_taken(report, name, names.parents)
     else:
         scope[name.id] = symbol
     scope.setdefault(name.id, SilentSymbol(name.span))
-
-
-def declare_lets(
-    report: DiagnosticList,
-    statements: Iterable[syntax.Statement],
-    scope: dict[str, Symbol],
-    outer_scope: Mapping[str, Symbol],
-    names: Mapping[str, Symbol],
-) -> list[DefinitionSource]:
-    """Declare the `let` statements of a block in `scope`; `names` are the names that they may read."""
-    sources = []
-    for item in statements:
-        if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let":
-            source = let_source(item, names)
-            declare(report, scope, outer_scope, item.name, DefinitionSymbol(item.name.span, source))
-            sources.append(source)
-            for name in item.parameters or ():
-                if name.id in RESERVED_NAMES | FUNCTIONS:
-                    refuse_hiding(report, name)
-                elif name.id in names:
-                    refuse_hiding(report, name, names[name.id].span)
-    return sources
 
 
 def let_source(

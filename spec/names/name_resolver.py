@@ -23,6 +23,7 @@ from attnc.spec.names.builtins import (
     TOKEN_DIMENSIONS,
     call_of,
 )
+from attnc.spec.names.families import SelectedPlace
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
@@ -39,7 +40,6 @@ from attnc.spec.names.scope import (
     Symbol,
     UnitSymbol,
 )
-from attnc.spec.names.selected_places import SelectedPlace
 from attnc.spec.names.worlds import World
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean

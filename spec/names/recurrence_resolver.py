@@ -1,19 +1,34 @@
-"""Resolve a recurrence: its states, its lines in order, and the processing order of the tokens."""
+"""Resolve a recurrence: its states, its lines in order, and the processing order of the tokens.
+
+Branches with a state process tokens one after another beside branches with keys.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, MutableMapping
+from dataclasses import replace
+from typing import ClassVar
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
+from attnc.spec.names.bodies import BodyResolver
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expression_resolver import Resolver
-from attnc.spec.names.scope import RangeSymbol, SilentSymbol, StateSymbol, Symbol, walk
+from attnc.spec.names.families import family_of, range_of
+from attnc.spec.names.module_scopes import let_source
+from attnc.spec.names.scope import (
+    BranchSymbol,
+    DefinitionSource,
+    DefinitionSymbol,
+    RangeSymbol,
+    SilentSymbol,
+    StateSymbol,
+    Symbol,
+    walk,
+)
 from attnc.spec.names.worlds import World
-from attnc.spec.report import DiagnosticList
 
 RECURRENT = frozenset(
     {
@@ -22,8 +37,6 @@ RECURRENT = frozenset(
     }
 )
 """The words that begin a statement of a recurrence."""
-
-Declare = Callable[[syntax.NameExpr, Symbol], None]
 
 
 def stateful_lets(statements: tuple[syntax.Statement, ...]) -> frozenset[str]:
@@ -38,7 +51,7 @@ def stateful_lets(statements: tuple[syntax.Statement, ...]) -> frozenset[str]:
     return frozenset(lets)
 
 
-class RecurrenceResolver:
+class RecurrenceResolver(BodyResolver):
     """Resolves one recurrence."""
 
     def __init__(
@@ -46,25 +59,17 @@ class RecurrenceResolver:
         name: syntax.NameExpr,
         statements: tuple[syntax.Statement, ...],
         names: ChainMap[str, Symbol],
-        declare: Declare,
         dimensions: Dimensions,
         resolver: Resolver,
-        report: DiagnosticList,
     ) -> None:
-        self._name = name
-        self._statements = statements
-        self._names = names
-        self._declare = declare
+        super().__init__(statements, names, resolver)
+        self.name = name
         self._dimensions = dimensions
-        self._resolver = resolver
-        self._report = report
 
     def resolve(self, stateful: frozenset[str]) -> program.RecurrenceClauses:
         """Return the recurrence. `stateful`: the `let` names that are lines of the recurrence."""
-        declared = (item for item in self._statements if isinstance(item, syntax.Declaration))
-        states = tuple(self._state(item) for item in declared if item.word.id == "state")
-        lets = (item for item in self._statements if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let")
-        waiting = {item.name.id: item.name for item in lets}
+        states = tuple(self._state(item) for item in self._lines(syntax.Declaration, "state"))
+        waiting = {item.name.id: item.name for item in self._lines(syntax.DefinitionDecl, "let")}
         lines: list[program.Line] = []
         for item in self._statements:
             if isinstance(item, syntax.DefinitionDecl) and item.word.id == "let" and item.name.id in stateful:
@@ -81,8 +86,8 @@ class RecurrenceResolver:
                 lines.append(program.ReadClause(item.span, self._line(item.value)))
         self._check_complete(states, lines)
         return program.RecurrenceClauses(
-            self._name.span,
-            self._name.id,
+            self.name.span,
+            self.name.id,
             states,
             tuple(lines),
             self._clause("scan"),
@@ -141,9 +146,7 @@ class RecurrenceResolver:
         repeat = self._repeat(item.each)
         if repeat is None:
             return None
-        inner: MutableMapping[str, Symbol] = self._names.new_child(
-            {repeat.binder.name: RangeSymbol(repeat.span, repeat.binder)}
-        )
+        inner = self._names.new_child({repeat.binder.name: RangeSymbol(repeat.span, repeat.binder)})
         return program.StepClause(item.span, symbol.state, self._line(item.value, inner), repeat)
 
     def _repeat(self, each: syntax.ForClause) -> program.KeyRange | None:
@@ -160,29 +163,18 @@ class RecurrenceResolver:
             return None
         zero = program.Literal(variable.span, 0)
         low, high = (zero, domain) if not isinstance(domain, syntax.RangeExpr) else (domain.low, domain.high)
-        ends = [end if isinstance(end, program.Literal) else self._exact(end) for end in (low, high)]
+        ends = [end if isinstance(end, program.Literal) else self._line(end, world="exact") for end in (low, high)]
         return program.KeyRange(variable.span, program.Binder(variable.name.span, variable.name.id), ends[0], ends[1])
 
-    def _line(self, value: syntax.Expr, names: MutableMapping[str, Symbol] | None = None) -> program.Expr:
-        return self._resolved(value, "vector", names)
-
-    def _exact(self, value: syntax.Expr) -> program.Expr:
-        return self._resolved(value, "exact")
-
-    def _resolved(
-        self, value: syntax.Expr, world: World, names: MutableMapping[str, Symbol] | None = None
+    def _line(
+        self, value: syntax.Expr, names: ChainMap[str, Symbol] | None = None, world: World = "vector"
     ) -> program.Expr:
-        result = self._resolver.resolve(value, self._names if names is None else names, world=world)
-        excess = self._resolver.measures.excess(result)
-        if excess:
-            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
-            return program.Literal(value.span, 0)
-        return result
+        result, fits = self._resolve(value, world, names)
+        return result if fits else program.Literal(value.span, 0)
 
     def _clause(self, word: str) -> program.Expr | None:
-        for item in self._statements:
-            if isinstance(item, syntax.ClauseStatement) and item.word.id == word:
-                return self._exact(item.value)
+        for item in self._clauses(word):
+            return self._line(item.value, world="exact")
         return None
 
     # --- order -------------------------------------------------------------------------------------------------------
@@ -198,11 +190,11 @@ class RecurrenceResolver:
     def _check_complete(self, states: tuple[program.StateClause, ...], lines: list[program.Line]) -> None:
         if not states:
             help_ = "declare one: `state S: [dk, dv]`"
-            message = f"`{self._name.id}` declares no state"
-            self._report.error("A215", message, self._name.span, "no `state`", help=help_)
+            message = f"`{self.name.id}` declares no state"
+            self._report.error("A215", message, self.name.span, "no `state`", help=help_)
         if not any(isinstance(line, program.ReadClause) for line in lines):
             help_ = "add the output of a token: `read scale * q @ S`"
-            self._report.error("A215", f"`{self._name.id}` has no output", self._name.span, "no `read`", help=help_)
+            self._report.error("A215", f"`{self.name.id}` has no output", self.name.span, "no `read`", help=help_)
         stepped = {line.state for line in lines if isinstance(line, program.StepClause)}
         for state in states:
             if state not in stepped:
@@ -210,4 +202,69 @@ class RecurrenceResolver:
                 self._report.error("A222", f"the state `{state.name}` is never updated", state.span, help=help_)
 
 
-__all__ = ["RECURRENT", "RecurrenceResolver", "stateful_lets"]
+STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
+"""The words that only a branch with a state may hold; `let` may stand beside them."""
+
+
+def is_stateful(block: syntax.BlockStatement) -> bool:
+    """Whether a branch has a state."""
+    return any(item.word.id in STATEFUL for item in block.body.statements)
+
+
+class StatefulBranch(RecurrenceResolver):
+    """Resolves one `branch` with a state. Its name is declared first, so that expressions above may read it."""
+
+    lets: ClassVar[tuple[DefinitionSource, ...]] = ()
+    """No definitions: unused `let` statements of a branch with a state are not checked."""
+
+    def __init__(
+        self,
+        block: syntax.BlockStatement,
+        names: ChainMap[str, Symbol],
+        dimensions: Dimensions,
+        resolver: Resolver,
+    ) -> None:
+        assert block.name is not None
+        super().__init__(block.name, block.body.statements, names.new_child(), dimensions, resolver)
+        self._block = block
+
+    @property
+    def symbol(self) -> BranchSymbol:
+        """Return the symbol of the branch's name."""
+        return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders), is_stateful=True)
+
+    def recurrence(self) -> program.RecurrenceClauses:
+        """Return the recurrence of the branch."""
+        self._check_statements()
+        family = self._family()
+        stateful = stateful_lets(self._statements)
+        for item in self._lines(syntax.DefinitionDecl, "let"):
+            if item.name.id not in stateful:
+                source = let_source(item, self._names)
+                self._declare(item.name, DefinitionSymbol(item.name.span, source))
+        surroundings = self._resolver.surroundings
+        surroundings.recurrent = True
+        try:
+            return replace(self.resolve(stateful), family=family)
+        finally:
+            surroundings.recurrent = False
+
+    def _family(self) -> program.KeyRange | None:
+        variable = family_of(self._block, self._report)
+        if variable is None:
+            return None
+        key_range = range_of(variable, lambda end: self._resolver.resolve(end, self._names, world="exact"))
+        self._declare(variable.name, RangeSymbol(variable.name.span, key_range.binder))
+        return key_range
+
+    def _check_statements(self) -> None:
+        first: dict[str, syntax.Statement] = {}
+        for item in self._statements:
+            word = item.word.id
+            if word not in STATEFUL and word != "let":
+                message = f"`{word}` does not belong in a branch with a state"
+                help_ = "it processes one token at a time, with `state`, `let`, `step`, `read`, `scan`, `reset`"
+                self._report.error("A214", message, item.word.span, help=help_)
+            elif word in first and word in ("read", "scan", "reset"):
+                self._refuse_twice(word, item.span, first[word].span)
+            first.setdefault(word, item)

@@ -18,19 +18,26 @@ from attnc.spec.checks.measure import (
     recurrences_of,
     selections_read,
 )
-from attnc.spec.diagnostics import Label
+from attnc.spec.diagnostics import DiagnosticList, Label
 from attnc.spec.meaning.parameter_values import Mismatch, convert
 from attnc.spec.names.attention_resolver import Branch, Clauses
+from attnc.spec.names.bodies import BodyResolver
 from attnc.spec.names.branch_order import ordered
-from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.builtins import CALL_NAMES, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.later import remedy, unsupported
-from attnc.spec.names.module_scopes import ModuleScope, declare, let_source, refuse_hiding
+from attnc.spec.names.module_scopes import ModuleScope, let_source, refuse_hiding, refuse_taken
 from attnc.spec.names.name_resolver import Surroundings
-from attnc.spec.names.recurrence_resolver import RECURRENT, RecurrenceResolver, stateful_lets
-from attnc.spec.names.round_resolver import resolve_round
+from attnc.spec.names.recurrence_resolver import (
+    RECURRENT,
+    RecurrenceResolver,
+    StatefulBranch,
+    is_stateful,
+    stateful_lets,
+)
+from attnc.spec.names.round_resolver import RoundResolver
 from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
@@ -41,10 +48,8 @@ from attnc.spec.names.scope import (
     Symbol,
 )
 from attnc.spec.names.selection_resolver import SelectResolver
-from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
 from attnc.spec.reading.limits import MAX_BRANCHES
-from attnc.spec.report import DiagnosticList
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
 
@@ -87,32 +92,27 @@ class ResolvedPattern:
     whole: bool
 
 
-def resolve_pattern(scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> ResolvedPattern:
-    """Return the pattern with its names resolved; errors go to `report`."""
-    return _PatternResolver(scope, pattern, report).resolve()
+class PatternResolver(BodyResolver):
+    """Resolves one pattern or recurrence of a file; errors go to `report`."""
 
-
-class _PatternResolver:
     def __init__(self, scope: ModuleScope, pattern: syntax.PatternDecl, report: DiagnosticList) -> None:
-        self._pattern = pattern
-        self._report = report
-        self._scope: dict[str, Symbol] = {}
-        self._outer_scope = scope.names
-        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, scope.names)
+        self._is_recurrence = pattern.word.id == "recurrence"
         patterns = frozenset(p.name.id for p in scope.patterns)
-        recurrent = pattern.word.id == "recurrence"
-        self._surroundings = Surroundings(align=self._align(), patterns=patterns, recurrent=recurrent)
-        self._resolver = Resolver(report, self._surroundings)
-        self._dimensions = Dimensions(report, self._resolver, self._names, self._declare, recurrent=recurrent)
+        self._surroundings = Surroundings(patterns=patterns, recurrent=self._is_recurrence)
+        names: ChainMap[str, Symbol] = ChainMap({}, scope.names)
+        super().__init__(pattern.body.statements, names, Resolver(report, self._surroundings))
+        self._pattern = pattern
+        self._surroundings.align = self._align()
+        self._dimensions = Dimensions(self._resolver, names, recurrent=self._is_recurrence)
         self._unsupported = False
         self._has_reported_branches = False
-        self._is_recurrence = pattern.word.id == "recurrence"
 
     def resolve(self) -> ResolvedPattern:
+        """Return the pattern with its names resolved."""
         for parameter in self._pattern.parameters:
-            self._declare(parameter.name, ParameterSymbol(parameter.name.span, parameter.name.id), of_call=True)
-        stateful = stateful_lets(self._pattern.body.statements) if self._is_recurrence else frozenset[str]()
-        lets = self._declare_lets(stateful)
+            self._declare_of_call(parameter.name, ParameterSymbol(parameter.name.span, parameter.name.id))
+        stateful = stateful_lets(self._statements) if self._is_recurrence else frozenset[str]()
+        lets = self._declare_lets_besides(stateful)
         self._check_statements()
         parameters = tuple(self._parameter(p) for p in self._pattern.parameters)
         inputs = tuple(self._inputs())
@@ -131,13 +131,7 @@ class _PatternResolver:
         stateful_branches: tuple[program.RecurrenceClauses, ...] = ()
         if self._is_recurrence:
             recurrence = RecurrenceResolver(
-                self._pattern.name,
-                self._pattern.body.statements,
-                self._names,
-                self._declare,
-                self._dimensions,
-                self._resolver,
-                self._report,
+                self._pattern.name, self._statements, self._names, self._dimensions, self._resolver
             ).resolve(stateful)
         else:
             stateful_branches = tuple(b.recurrence() for b in branches if isinstance(b, StatefulBranch))
@@ -171,25 +165,25 @@ class _PatternResolver:
         )
         if len(selections) == len(selects) and not self._report.failed:
             self._check_selections_read(result)
-        spare = [*lets, *(source for block in (*branches, *selects) for source in block.spare())]
+        spare = [*lets, *(source for block in (*branches, *selects) for source in block.lets)]
         return ResolvedPattern(result, self._unused_definitions(spare), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _declare(self, name: syntax.NameExpr, symbol: Symbol, *, of_call: bool = False) -> None:
-        """Declare a name of the pattern; report a name that is taken. `of_call`: calls use the name as an argument."""
-        if of_call and name.id in CALL_NAMES:
+    def _declare_of_call(self, name: syntax.NameExpr, symbol: Symbol) -> None:
+        """Declare a name that calls use as an argument."""
+        if name.id in CALL_NAMES:
             message = f"no parameter or input may be named `{name.id}`"
             self._report.error("A213", message, name.span, "reserved for calls", help="choose another name")
-            self._scope.setdefault(name.id, SilentSymbol(name.span))
+            self._names.maps[0].setdefault(name.id, SilentSymbol(name.span))
         else:
-            declare(self._report, self._scope, self._outer_scope, name, symbol)
+            self._declare(name, symbol)
 
-    def _declare_lets(self, others: frozenset[str]) -> list[DefinitionSource]:
+    def _declare_lets_besides(self, others: frozenset[str]) -> list[DefinitionSource]:
         """Declare every `let` except `others`, before resolving any expression that may use it."""
         sources = []
-        for item in self._statements(syntax.DefinitionDecl):
-            if item.word.id == "let" and item.name.id not in others:
+        for item in self._lines(syntax.DefinitionDecl, "let"):
+            if item.name.id not in others:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
                 sources.append(source)
@@ -199,26 +193,20 @@ class _PatternResolver:
     def _check_let(self, item: syntax.DefinitionDecl) -> None:
         parameters: set[str] = set()
         for name in item.parameters or ():
-            if name.id in RESERVED_NAMES | FUNCTIONS or name.id in parameters:
+            if name.id in parameters:
                 refuse_hiding(self._report, name)
-            elif name.id in self._names:
-                refuse_hiding(self._report, name, self._names[name.id].span)
+            else:
+                refuse_taken(self._report, name, self._names)
             parameters.add(name.id)
-
-    def _statements(self, kind: type[_T]) -> Iterable[_T]:
-        return (s for s in self._pattern.body.statements if isinstance(s, kind))
-
-    def _clauses(self, word: str) -> list[syntax.ClauseStatement]:
-        return [c for c in self._statements(syntax.ClauseStatement) if c.word.id == word]
 
     # --- statements --------------------------------------------------------------------------------------------------
 
     def _check_statements(self) -> None:
         """Report statements that are not supported, misplaced or repeated."""
         first: dict[str, syntax.Statement] = {}
-        blocks = [block for block in self._statements(syntax.BlockStatement) if block.word.id == "select"]
+        blocks = self._lines(syntax.BlockStatement, "select")
         selections = frozenset(block.name.id for block in blocks if block.name is not None)
-        for item in self._pattern.body.statements:
+        for item in self._statements:
             word = item.word.id
             feature = None if self._is_recurrence else unsupported(item, selections)
             if feature:
@@ -232,10 +220,7 @@ class _PatternResolver:
                 self._report.error("A214", f"`{word}` does not belong in a `pattern`", item.word.span, help=help_)
                 self._silence(item)
             elif word in _ONCE and word in first:
-                also = (Label(first[word].span, "first here"),)
-                self._report.error(
-                    "A216", f"`{word}` appears twice", item.span, "again here", also=also, help="keep one"
-                )
+                self._refuse_twice(word, item.span, first[word].span)
             elif word == "visible" and "round" in first:
                 also = (Label(first["round"].word.span, "rounded here"),)
                 message = "`visible` must stand above `round`"
@@ -248,7 +233,7 @@ class _PatternResolver:
         message = f"`{word.id}` with {feature} is not supported yet"
         self._report.error("A703", message, word.span, "not compiled yet", help=remedy(feature))
         if not self._unsupported:
-            for other in self._pattern.body.statements:
+            for other in self._statements:
                 if other.word.id in ("branch", "over", "per", "select"):
                     self._silence(other)
         self._unsupported = True
@@ -272,7 +257,7 @@ class _PatternResolver:
     def _parameter(self, item: syntax.ParameterDecl) -> program.Parameter | None:
         type_ = self._dimensions.parameter_type(item)
         if type_ is None:
-            self._scope[item.name.id] = SilentSymbol(item.name.span)
+            self._names[item.name.id] = SilentSymbol(item.name.span)
             return None
         default: program.Value | None = None
         if item.default is not None:
@@ -294,8 +279,8 @@ class _PatternResolver:
         return None
 
     def _inputs(self) -> Iterable[program.Input]:
-        for item in self._statements(syntax.Declaration):
-            if item.word.id not in ("input", "learned"):
+        for item in self._statements:
+            if not isinstance(item, syntax.Declaration) or item.word.id not in ("input", "learned"):
                 continue
             type_ = self._dimensions.input_type(item)
             symbol: Symbol = SilentSymbol(item.name.span)
@@ -303,7 +288,7 @@ class _PatternResolver:
                 tensor = program.Input(item.name.span, item.name.id, type_, item.word.id == "learned")
                 symbol = InputSymbol(item.name.span, tensor)
                 yield tensor
-            self._declare(item.name, symbol, of_call=True)
+            self._declare_of_call(item.name, symbol)
             if item.default is not None:
                 help_ = "remove the default; a call must give every input"
                 self._report.error(
@@ -311,7 +296,7 @@ class _PatternResolver:
                 )
 
     def _segments(self) -> Iterable[program.TokenSegment]:
-        lines = [p for p in self._statements(syntax.BinderClause) if p.word.id == "tokens"]
+        lines = self._lines(syntax.BinderClause, "tokens")
         for line in lines:
             if line.name is None and len(lines) > 1:
                 help_ = "name each one: `tokens video(t: frames, y: height)`"
@@ -322,9 +307,8 @@ class _PatternResolver:
             yield segment
 
     def _pads(self, segments: tuple[program.TokenSegment, ...]) -> Iterable[program.Pad]:
-        lines = [p for p in self._statements(syntax.BinderClause) if p.word.id == "pad"]
         axes = {axis.name: (segment, i) for segment in segments for i, axis in enumerate(segment.axes)}
-        for binder in (b for line in lines for b in line.binders):
+        for binder in (b for line in self._lines(syntax.BinderClause, "pad") for b in line.binders):
             assert isinstance(binder, syntax.AxisDecl)
             if not isinstance(binder.domain, syntax.RangeExpr):
                 message = "`pad` needs a range of keys along an axis, got an extent"
@@ -344,14 +328,13 @@ class _PatternResolver:
         self, branches: list[Branch | StatefulBranch], selections: tuple[program.SelectionClauses, ...]
     ) -> tuple[tuple[program.Expr, ...], tuple[program.AttentionClauses, ...], tuple[program.SelectionClauses, ...]]:
         """Return the shared relation, the attentions and the selections, each ordered after what it reads."""
-        body, name = self._pattern.body.statements, self._pattern.name
-        clauses = Clauses(body, self._scope, self._outer_scope, self._resolver, self._report)
+        name, clauses = self._pattern.name, Clauses(self._statements, self._names, self._resolver)
         if self._unsupported:
             return clauses.relation(), (program.AttentionClauses(name.span, name.id, ()),), ()
         clauses.places()
         defaults = clauses.attend(name.id, name.span)
         relation, defaults = defaults.visible, replace(defaults, visible=())
-        attends = tuple(branch.attend(defaults) for branch in branches if isinstance(branch, Branch))
+        attends = tuple(branch.attention(defaults) for branch in branches if isinstance(branch, Branch))
         self._check_combine(branches)
         with_state = next((branch for branch in branches if isinstance(branch, StatefulBranch)), None)
         if with_state is not None and relation:
@@ -365,17 +348,17 @@ class _PatternResolver:
     def _declare_branches(self) -> list[Branch | StatefulBranch]:
         """Declare the branches before resolving any expression that may read them."""
         branches: list[Branch | StatefulBranch] = []
-        for block in self._statements(syntax.BlockStatement):
-            if block.word.id == "branch" and block.name is not None:
+        for block in self._lines(syntax.BlockStatement, "branch"):
+            if block.name is not None:
                 if len(branches) == MAX_BRANCHES:
                     self._refuse_branches(block.name)
                     self._silence(block)
                     continue
                 branch: Branch | StatefulBranch
                 if is_stateful(block):
-                    branch = StatefulBranch(block, self._names, self._dimensions, self._resolver, self._report)
+                    branch = StatefulBranch(block, self._names, self._dimensions, self._resolver)
                 else:
-                    branch = Branch(block, self._names, self._resolver, self._report)
+                    branch = Branch(block, self._names, self._resolver)
                 self._declare(block.name, branch.symbol)
                 branches.append(branch)
         return branches
@@ -391,9 +374,9 @@ class _PatternResolver:
     def _declare_selects(self) -> list[SelectResolver]:
         """Declare the selections before resolving any expression that may read them."""
         selects = []
-        for block in self._statements(syntax.BlockStatement):
-            if block.word.id == "select" and block.name is not None:
-                select = SelectResolver(block, self._names, self._resolver, self._report)
+        for block in self._lines(syntax.BlockStatement, "select"):
+            if block.name is not None:
+                select = SelectResolver(block, self._names, self._resolver)
                 self._declare(block.name, select.symbol)
                 selects.append(select)
         return selects
@@ -448,17 +431,13 @@ class _PatternResolver:
 
     def _combine(self) -> program.Expr | None:
         for clause in self._clauses("combine"):
-            result = self._resolver.resolve(clause.value, self._names, world="vector")
-            excess = self._resolver.measures.excess(result)
-            if excess:
-                self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
-                return None
-            return result
+            result, fits = self._resolve(clause.value, "vector")
+            return result if fits else None
         return None
 
     def _round(self) -> program.RoundClause | None:
-        blocks = [b for b in self._statements(syntax.BlockStatement) if b.word.id == "round"]
-        return resolve_round(blocks[0], self._names, self._resolver, self._report) if blocks else None
+        blocks = self._lines(syntax.BlockStatement, "round")
+        return RoundResolver(blocks[0], self._names, self._resolver).resolve() if blocks else None
 
     def _align(self) -> str | None:
         for item in self._clauses("align"):
@@ -482,7 +461,9 @@ class _PatternResolver:
                     return tensor
             help_ = "declare `input doc: int[batch, token]` and write `documents doc`"
             if isinstance(value, syntax.NameExpr) and symbol is None:
-                help_ = did_you_mean(value.id, (n for n, s in self._scope.items() if isinstance(s, InputSymbol)), help_)
+                help_ = did_you_mean(
+                    value.id, (n for n, s in self._names.maps[0].items() if isinstance(s, InputSymbol)), help_
+                )
             message = "`documents` needs an int input with the dimensions `[batch, token]` or `[token]`"
             self._report.error("A219", message, value.span, "not such an input", help=help_)
         return None
@@ -516,7 +497,7 @@ class _PatternResolver:
                 continue
             name = argument.name
             if name.id not in parameters:
-                if name.id not in self._scope:
+                if name.id not in self._names.maps[0]:
                     help_ = did_you_mean(name.id, parameters, "the pattern's parameters are declared in its first line")
                     self._report.error("A201", f"the pattern has no parameter `{name.id}`", name.span, help=help_)
                 continue
@@ -533,7 +514,7 @@ class _PatternResolver:
             return ()
         definitions = []
         floating = ("score", "weights", "value", "combine")
-        selects = any(block.word.id == "select" for block in self._statements(syntax.BlockStatement))
+        selects = bool(self._lines(syntax.BlockStatement, "select"))
         world: World = "float" if selects or any(self._clauses(word) for word in floating) else "exact"
         if self._is_recurrence:
             world = "vector"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
 from typing import Literal as OneOf
 
 from attnc.spec import program, syntax
-from attnc.spec.diagnostics import Label
 from attnc.spec.names.attention_resolver import Clauses
 from attnc.spec.names.expression_resolver import Resolver
 from attnc.spec.names.families import family_names, joined
-from attnc.spec.names.module_scopes import declare, declare_lets
 from attnc.spec.names.name_resolver import Part, Selecting
 from attnc.spec.names.scope import (
     DefinitionSource,
@@ -22,7 +19,6 @@ from attnc.spec.names.scope import (
     Symbol,
 )
 from attnc.spec.names.worlds import World
-from attnc.spec.report import DiagnosticList
 
 _WORDS = ("per", "over", "covers", "let", "score", "from", "keep", "always")
 _HOLDS = "a `select` holds `per`, `over`, `covers`, `let`, `score`, `from`, `keep`, `always`"
@@ -30,29 +26,20 @@ _HOLDS = "a `select` holds `per`, `over`, `covers`, `let`, `score`, `from`, `kee
 By = OneOf["query", "head", "batch"]
 
 
-class SelectResolver:
+class SelectResolver(Clauses):
     """Resolves one `select`. Its name is declared first, so that expressions above the block may read it."""
 
     def __init__(
         self,
         block: syntax.BlockStatement,
-        names: MutableMapping[str, Symbol],
+        names: ChainMap[str, Symbol],
         resolver: Resolver,
-        report: DiagnosticList,
     ) -> None:
+        super().__init__(block.body.statements, names.new_child(), resolver)
         assert block.name is not None
         self.name = block.name
+        self.lets: list[DefinitionSource] = []
         self._block = block
-        self._statements = block.body.statements
-        self._scope: dict[str, Symbol] = {}
-        self._outer_scope = names
-        maps = names.maps if isinstance(names, ChainMap) else [names]
-        self._names: ChainMap[str, Symbol] = ChainMap(self._scope, *maps)
-        self._resolver = resolver
-        self._report = report
-        self._clauses = Clauses(self._statements, self._scope, names, resolver, report)
-        self._lets: list[DefinitionSource] = []
-        self._per: tuple[program.Unit, ...] = ()
         self._by: By = "query"
         self._pairs = False
         self._of_queries = False
@@ -62,8 +49,12 @@ class SelectResolver:
     @property
     def symbol(self) -> SelectionSymbol:
         """Return the symbol of the selection's name."""
-        over = next(iter(self._lines("over")), None)
-        together = any(_is_bare(b, "head") or _is_bare(b, "batch") for line in self._lines("per") for b in line.binders)
+        over = next(iter(self._lines(syntax.BinderClause, "over")), None)
+        together = any(
+            _is_bare(b, "head") or _is_bare(b, "batch")
+            for line in self._lines(syntax.BinderClause, "per")
+            for b in line.binders
+        )
         pairs = over is not None and len(over.binders) > 1 and _is_bare(over.binders[0], "q")
         covers = any(item.word.id == "covers" for item in self._statements)
         is_range = over is not None and isinstance(over.binders[-1], syntax.LoopVariable) and over.binders[-1].domain
@@ -76,23 +67,19 @@ class SelectResolver:
             by_query=pairs or not together,
         )
 
-    def spare(self) -> list[DefinitionSource]:
-        """Return the `let` definitions of the selection, which may be unused."""
-        return self._lets
-
     def selection(self) -> program.SelectionClauses | None:
         """Return the selection; None after an error about a missing clause was reported."""
         self._check_statements()
         family = self._family()
-        self._lets = declare_lets(self._report, self._statements, self._scope, self._outer_scope, self._names)
-        over = self._over()
+        self.lets = self._declare_lets()
+        over = self._candidates()
         self._key = over.binder if over is not None else "q" if self._of_queries else "k"
         self._rows()
-        score = self._clause("score", "float", "score")
-        candidates = self._clause("from", "exact", "from")
-        keep = self._clause("keep", "float", "keep")
-        always = self._clause("always", "exact", "always")
-        covers = self._clause("covers", "exact", "always")
+        score = self._part("score", "float", "score")
+        candidates = self._part("from", "exact", "from")
+        keep = self._part("keep", "float", "keep")
+        always = self._part("always", "exact", "always")
+        covers = self._part("covers", "exact", "always")
         if score is None or keep is None:
             word = "score" if score is None else "keep"
             example = {"score": "score dot(q, k)", "keep": "keep rank < 16"}[word]
@@ -120,22 +107,22 @@ class SelectResolver:
 
     # --- places ------------------------------------------------------------------------------------------------------
 
-    def _over(self) -> program.Unit | program.KeyRange | None:
-        for line in self._lines("over"):
+    def _candidates(self) -> program.Unit | program.KeyRange | None:
+        for line in self._lines(syntax.BinderClause, "over"):
             binders = list(line.binders)
             if len(binders) == 2 and _is_bare(binders[0], "q"):
                 self._pairs = True
                 binders = binders[1:]
             if len(binders) > 1:
-                return self._clauses.keys(line, binders)
+                return self.keys(line, binders)
             self._of_queries = _is_bare(binders[0], "q")
             is_plain = self._of_queries or _is_bare(binders[0], "k")
-            return None if is_plain else self._clauses.place(binders[0])
+            return None if is_plain else self.place(binders[0])
         return None
 
     def _rows(self) -> None:
         """Resolve `per`: a row is a unit of queries, a head, a batch entry, or by default a query."""
-        for line in self._lines("per"):
+        for line in self._lines(syntax.BinderClause, "per"):
             for binder in line.binders:
                 if isinstance(binder, syntax.UnitDecl):
                     self._unit(binder)
@@ -161,7 +148,7 @@ class SelectResolver:
             self._report.error("A216", message, self._per[0].span, help=help_)
 
     def _unit(self, binder: syntax.UnitDecl) -> None:
-        unit = self._clauses.unit(binder, "q", is_key=False)
+        unit = self.unit(binder, "q", is_key=False)
         if unit is not None:
             self._per += (unit,)
         if len(self._per) > 1:
@@ -175,29 +162,22 @@ class SelectResolver:
 
     # --- clauses -----------------------------------------------------------------------------------------------------
 
-    def _clause(self, word: str, world: World, part: Part) -> program.Expr | None:
+    def _part(self, word: str, world: World, part: Part) -> program.Expr | None:
         surroundings = self._resolver.surroundings
-        for clause in (s for s in self._statements if isinstance(s, syntax.ClauseStatement) and s.word.id == word):
+        for clause in self._clauses(word):
             surroundings.selecting = Selecting(part, self._key)
             try:
-                result = self._resolver.resolve(clause.value, self._names, world=world)
+                return self._resolve(clause.value, world)[0]
             finally:
                 surroundings.selecting = None
-            excess = self._resolver.measures.excess(result)
-            if excess:
-                self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
-            return result
         return None
-
-    def _lines(self, word: str) -> list[syntax.BinderClause]:
-        return [s for s in self._statements if isinstance(s, syntax.BinderClause) and s.word.id == word]
 
     def _ranges(self) -> tuple[program.KeyRange, ...]:
         """Return the ranges of a family's names, resolved at the first call."""
         if self._family_ranges is None:
             surroundings = self._resolver.surroundings
             clause, surroundings.selecting = surroundings.selecting, None
-            self._family_ranges = tuple(map(self._clauses.range, family_names(self._block, self._report)))
+            self._family_ranges = tuple(map(self.range, family_names(self._block, self._report)))
             surroundings.selecting = clause
         return self._family_ranges
 
@@ -205,7 +185,7 @@ class SelectResolver:
         ranges = self._ranges()
         if not ranges:
             for binder in self._block.binders:
-                declare(self._report, self._scope, self._outer_scope, binder.name, SilentSymbol(binder.name.span))
+                self._declare(binder.name, SilentSymbol(binder.name.span))
             return None
         result = ranges[0]
         symbols: list[Symbol] = [RangeSymbol(ranges[0].binder.span, ranges[0].binder)]
@@ -213,7 +193,7 @@ class SelectResolver:
             result, names = joined(self.name.span, ranges)
             symbols = [PartSymbol(definition.span, definition) for definition in names]
         for binder, symbol in zip(self._block.binders, symbols, strict=True):
-            declare(self._report, self._scope, self._outer_scope, binder.name, symbol)
+            self._declare(binder.name, symbol)
         return result
 
     def _check_statements(self) -> None:
@@ -225,20 +205,14 @@ class SelectResolver:
                 self._report.error("A214", f"`{word}` does not belong in a `select`", item.word.span, help=help_)
                 self._silence(item)
             elif word in first and word != "let":
-                also = (Label(first[word].span, "first here"),)
-                self._report.error(
-                    "A216", f"`{word}` appears twice", item.span, "again here", also=also, help="keep one"
-                )
+                self._refuse_twice(word, item.span, first[word].span)
             first.setdefault(word, item)
 
     def _silence(self, item: syntax.Statement) -> None:
         if isinstance(item, syntax.DefinitionDecl | syntax.Declaration):
-            self._scope.setdefault(item.name.id, SilentSymbol(item.name.span))
+            self._names.maps[0].setdefault(item.name.id, SilentSymbol(item.name.span))
 
 
 def _is_bare(binder: syntax.Binder, name: str) -> bool:
     """Whether a binder is `name` without a range: `q`, `k`, `head` or `batch`."""
     return isinstance(binder, syntax.LoopVariable) and binder.domain is None and binder.name.id == name
-
-
-__all__ = ["SelectResolver"]

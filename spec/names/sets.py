@@ -8,10 +8,9 @@ from dataclasses import replace
 from attnc.spec import program, syntax
 from attnc.spec.checks.measure import below
 from attnc.spec.names.builtins import POSITIONS
-from attnc.spec.names.families import number_in
+from attnc.spec.names.families import SelectedPlace, number_in
 from attnc.spec.names.name_resolver import EXACT_ONLY, NameResolver
 from attnc.spec.names.scope import BranchSymbol, SegmentSymbol, SelectionSymbol, SilentSymbol, UnitSymbol
-from attnc.spec.names.selected_places import SelectedPlace
 from attnc.spec.names.worlds import World
 from attnc.spec.suggest import did_you_mean
 
@@ -270,6 +269,3 @@ class SetResolver(NameResolver):
 
 def _is_over_candidates(node: program.Aggregate) -> bool:
     return any(isinstance(variable, program.VisibleVariable) for variable in node.runnings)
-
-
-__all__ = ["SetResolver"]

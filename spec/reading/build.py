@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -78,36 +79,6 @@ def _chain(span: Span, children: Children) -> syntax.Expr:
     return left
 
 
-def _comparison(span: Span, children: Children) -> syntax.ComparisonExpr:
-    rest = tuple((children[i], children[i + 1]) for i in range(1, len(children), 2))
-    return syntax.ComparisonExpr(span, children[0], rest)
-
-
-def _unary(span: Span, children: Children) -> syntax.UnaryExpr:
-    operator, operand = children
-    return syntax.UnaryExpr(span, operator.id, operand)
-
-
-def _call(span: Span, children: Children) -> syntax.CallExpr:
-    function, *arguments = children
-    return syntax.CallExpr(span, function, tuple(a for a in arguments if a is not None))
-
-
-def _domain(span: Span, children: Children) -> syntax.Expr | syntax.RangeExpr:
-    low, _, high = children
-    return low if high is None else syntax.RangeExpr(span, low, high)
-
-
-def _loop_variable(span: Span, children: Children) -> syntax.LoopVariable:
-    name, _, domain = children
-    return syntax.LoopVariable(span, name, domain)
-
-
-def _each(span: Span, children: Children) -> syntax.ForClause:
-    _, runnings, _, condition = children
-    return syntax.ForClause(span, runnings, condition)
-
-
 def _logic(span: Span, children: Children) -> syntax.LogicExpr:
     return syntax.LogicExpr(span, children[1].id, tuple(children[::2]))
 
@@ -150,29 +121,9 @@ def _let(span: Span, children: Children) -> syntax.DefinitionDecl:
     return syntax.DefinitionDecl(span, word, name, names or None, value, None)
 
 
-def _step(span: Span, children: Children) -> syntax.DefinitionDecl:
-    word, name, value, each = children
-    return syntax.DefinitionDecl(span, word, name, None, value, each)
-
-
-def _binder_clause(span: Span, children: Children) -> syntax.BinderClause:
-    word, binders = children
-    return syntax.BinderClause(span, word, None, binders)
-
-
 def _heading(span: Span, children: Children) -> syntax.BlockStatement:
     word, name, binders = children if len(children) == 3 else (children[0], None, None)
     return syntax.BlockStatement(span, word, name, binders or (), syntax.Body(None, ()))
-
-
-def _block(_: Span, children: Children) -> syntax.BlockStatement:
-    heading, body = children
-    return syntax.BlockStatement(heading.span, heading.word, heading.name, heading.binders, body)
-
-
-def _body(_: Span, children: Children) -> syntax.Body:
-    doc, *statements = children
-    return syntax.Body(doc, tuple(statements))
 
 
 def _doc(span: Span, children: Children) -> syntax.Docstring:
@@ -184,51 +135,17 @@ def _doc(span: Span, children: Children) -> syntax.Docstring:
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-def _use(span: Span, children: Children) -> syntax.UseDecl:
-    _, module, *names = children
-    return syntax.UseDecl(span, module, tuple(names))
-
-
-def _signature(span: Span, children: Children) -> syntax.FunctionDecl:
-    _, name, parameters = children
-    return syntax.FunctionDecl(span, name, parameters or (), syntax.Body(None, ()))
-
-
-def _function(_: Span, children: Children) -> syntax.FunctionDecl:
-    signature, value = children
-    return syntax.FunctionDecl(signature.span, signature.name, signature.parameters, value)
-
-
-def _title(span: Span, children: Children) -> syntax.PatternDecl:
-    word, name, parameters = children
-    return syntax.PatternDecl(span, word, name, parameters or (), syntax.Body(None, ()))
-
-
-def _pattern(_: Span, children: Children) -> syntax.PatternDecl:
-    title, body = children
-    return syntax.PatternDecl(title.span, title.word, title.name, title.parameters, body)
-
-
-def _module(span: Span, children: Children) -> syntax.ModuleSyntax:
-    doc, *items = children
-    return syntax.ModuleSyntax(span.source, doc, tuple(items))
-
-
-def _tuple(_: Span, children: Children) -> tuple[Any, ...]:
-    return tuple(children)
-
-
 _MAKERS: dict[str, Maker] = {
     "name": lambda span, c: c[0],
     "number": _number,
     "truth": lambda span, c: syntax.BoolExpr(span, c[0].id == "true"),
     "list": lambda span, c: syntax.ListExpr(span, tuple(c)),
-    "signed": _unary,
-    "negated": _unary,
+    "signed": lambda span, c: syntax.UnaryExpr(span, c[0].id, c[1]),
+    "negated": lambda span, c: syntax.UnaryExpr(span, c[0].id, c[1]),
     "sum": _chain,
     "product": _chain,
     "power": _chain,
-    "comparison": _comparison,
+    "comparison": lambda span, c: syntax.ComparisonExpr(span, c[0], tuple(zip(c[1::2], c[2::2], strict=True))),
     "comparator": lambda span, c: " ".join(word.id for word in c),
     "conjunction": _logic,
     "disjunction": _logic,
@@ -237,34 +154,34 @@ _MAKERS: dict[str, Maker] = {
     "index": lambda span, c: syntax.IndexExpr(span, c[0], tuple(c[1:])),
     "argument": lambda span, c: syntax.CallArgument(span, None, c[0]),
     "named": lambda span, c: syntax.CallArgument(span, *c),
-    "call": _call,
+    "call": lambda span, c: syntax.CallExpr(span, c[0], tuple(a for a in c[1:] if a is not None)),
     "aggregate": lambda span, c: syntax.AggregateExpr(span, *c),
-    "domain": _domain,
-    "running": _loop_variable,
-    "runnings": _tuple,
-    "each": _each,
+    "domain": lambda span, c: c[0] if c[2] is None else syntax.RangeExpr(span, c[0], c[2]),
+    "running": lambda span, c: syntax.LoopVariable(span, c[0], c[2]),
+    "runnings": lambda _, c: tuple(c),
+    "each": lambda span, c: syntax.ForClause(span, c[1], c[3]),
     "axis": lambda span, c: syntax.AxisDecl(span, *c),
-    "axes": _tuple,
+    "axes": lambda _, c: tuple(c),
     "unit": lambda span, c: syntax.UnitDecl(span, *c),
-    "binders": _tuple,
+    "binders": lambda _, c: tuple(c),
     "type": _type,
     "bare_type": lambda span, c: syntax.TypeExpr(span, None, tuple(c)),
     "clause": lambda span, c: syntax.ClauseStatement(span, *c),
     "let": _let,
-    "step": _step,
+    "step": lambda span, c: syntax.DefinitionDecl(span, c[0], c[1], None, c[2], c[3]),
     "declaration": _declaration,
-    "places": _binder_clause,
+    "places": lambda span, c: syntax.BinderClause(span, c[0], None, c[1]),
     "segment": lambda span, c: syntax.BinderClause(span, *c),
     "heading": _heading,
-    "block": _block,
+    "block": lambda _, c: replace(c[0], body=c[1]),
     "doc": _doc,
-    "body": _body,
+    "body": lambda _, c: syntax.Body(c[0], tuple(c[1:])),
     "param": _param,
-    "params": _tuple,
-    "use": _use,
-    "signature": _signature,
-    "function": _function,
-    "title": _title,
-    "pattern": _pattern,
-    "start": _module,
+    "params": lambda _, c: tuple(c),
+    "use": lambda span, c: syntax.UseDecl(span, c[1], tuple(c[2:])),
+    "signature": lambda span, c: syntax.FunctionDecl(span, c[1], c[2] or (), syntax.Body(None, ())),
+    "function": lambda _, c: replace(c[0], value=c[1]),
+    "title": lambda span, c: syntax.PatternDecl(span, c[0], c[1], c[2] or (), syntax.Body(None, ())),
+    "pattern": lambda _, c: replace(c[0], body=c[1]),
+    "start": lambda span, c: syntax.ModuleSyntax(span.source, c[0], tuple(c[1:])),
 }

@@ -14,20 +14,18 @@ from attnc.spec.reading.indentation import unclosed
 from attnc.spec.reading.missing import else_missing, equal_missing, name_missing, operand_missing, type_missing
 from attnc.spec.reading.parse_stop import ParseStop
 from attnc.spec.reading.phrases import (
+    BODY_WORDS,
+    FILE_WORDS,
     FOREIGN_CHARACTERS,
     FOREIGN_OPENINGS,
     FOREIGN_OPERATORS,
-    FORMS,
-    choices,
-    found_phrase,
-)
-from attnc.spec.reading.words import (
-    BODY_WORDS,
-    FILE_WORDS,
     FOREIGN_WORDS,
+    FORMS,
     PATTERN_WORDS,
     RESERVED,
     STATEMENT_WORDS,
+    choices,
+    found_phrase,
 )
 
 _SKIPPED_OR_BRACKET = re.compile(r'#[^\n]*|"""[\s\S]*?"""|"[^"\n]*"|[()\[\]]')

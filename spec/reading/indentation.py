@@ -12,7 +12,7 @@ from lark.lark import PostLex
 
 from attnc.spec.reading.fault import Fault
 from attnc.spec.reading.limits import check_blocks, check_brackets, check_count, check_token
-from attnc.spec.reading.words import RESERVED
+from attnc.spec.reading.phrases import RESERVED
 
 _PAIRS = {"LPAR": ("RPAR", "(", ")"), "LSQB": ("RSQB", "[", "]")}
 _CLOSING = {"RPAR": ")", "RSQB": "]"}

@@ -7,8 +7,7 @@ from typing import get_args
 
 from attnc.spec.reading.fault import Fault
 from attnc.spec.reading.parse_stop import ParseStop
-from attnc.spec.reading.phrases import found_phrase
-from attnc.spec.reading.words import RESERVED
+from attnc.spec.reading.phrases import RESERVED, found_phrase
 from attnc.spec.types import Kind
 
 _KINDS = frozenset(get_args(Kind))

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.spec.errors import AttncError
+from attnc.spec.errors import AttncError, EvaluationError
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.meaning.evaluate import EvaluationError, Evaluator
+from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 

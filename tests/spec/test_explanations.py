@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from attnc.compiler.warnings.pattern_warnings import warnings_of
-from attnc.spec.codes import CODES
+from attnc.spec.codes import CODES, page
 from attnc.spec.errors import EvaluationError, SpecError
-from attnc.spec.explanation_pages import page
 from attnc.spec.load import check_source, load_program, load_programs
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 import expression_trees as trees
 from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.planning.runs import ResolvedRuns, resolve
-from attnc.compiler.tile_forms.tile_lists import TileLists
-from attnc.compiler.tile_forms.tile_ranges import Stretches, stretches
-from attnc.compiler.tile_forms.tile_runs import TileFrame
+from attnc.compiler.tile_forms.tile_lists import Stretches, TileFrame, TileLists, stretches
 from relations import relations
 from tile_grids import grids, mask_of
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from attnc.compiler.kernels.depth import pieces
 from attnc.compiler.kernels.index_text import HELPERS
-from attnc.compiler.kernels.kernel_source import TYPES, KernelArgument, KernelSource, TileShape, declaration
+from attnc.compiler.kernels.kernel_source import (
+    TYPES,
+    KernelArgument,
+    KernelSource,
+    TileShape,
+    declaration,
+    preface,
+    stride_arguments,
+    typed_arguments,
+)
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem
 from attnc.compiler.kernels.text_lines import Lines
@@ -39,11 +49,8 @@ class GatherFrame(ABC):
         p, head = self.problem, Lines()
         arguments = sorted(self.arguments.values(), key=lambda argument: argument.is_number)
         function = f"{PREFIX}{self.stage}"
-        head.add(
-            "# Attention to chosen places: made by attnc.",
-            f"# {self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}.",
-            *("", "import triton", "import triton.language as tl", "", ""),
-        )
+        about = f"{self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}."
+        head.add(*preface("Attention to chosen places: made by attnc.", about))
         for helper in () if p.rest is None else p.rest.helpers:
             head.add(*HELPERS[helper].strip().split("\n"), "", "")
         head.add(*declaration(function, arguments))
@@ -56,19 +63,21 @@ class GatherFrame(ABC):
 
     # --- arguments
 
+    def declare(self, arguments: Iterable[KernelArgument]) -> None:
+        """Declare arguments."""
+        self.arguments.update((argument.name, argument) for argument in arguments)
+
     def pointers(self, kind: str, *names: str) -> None:
         """Declare tensors without strides."""
-        self.arguments.update((name, KernelArgument(name, f"*{kind}")) for name in names)
+        self.declare(typed_arguments(f"*{kind}", *names))
 
     def numbers(self, *names: str) -> None:
         """Declare counts."""
-        self.arguments.update((name, KernelArgument(name, "i32")) for name in names)
+        self.declare(typed_arguments("i32", *names))
 
     def tensor(self, name: str) -> None:
         """Declare a tensor of the call, (batch, heads, tokens, width)."""
-        self.arguments[name] = KernelArgument(name, f"*{TYPES[self.problem.dtype]}")
-        for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32")):
-            self.arguments[f"{name}_{dim}"] = KernelArgument(f"{name}_{dim}", kind)
+        self.declare([KernelArgument(name, f"*{TYPES[self.problem.dtype]}"), *stride_arguments(name)])
 
     def head_base(self, name: str, head: str) -> str:
         """Declare a tensor and return the line that computes where one of its heads begins."""
@@ -134,9 +143,7 @@ class GatherFrame(ABC):
         """Declare the numbers of the condition of pairs besides the selection, and return its text."""
         rest = self.problem.rest
         assert rest is not None
-        kind = "i64" if rest.wide else "i32"
-        names = [f"n{i}" for i in range(rest.numbers)]
-        self.arguments.update((name, KernelArgument(name, kind)) for name in names)
+        self.declare(typed_arguments("i64" if rest.wide else "i32", *(f"n{i}" for i in range(rest.numbers))))
         return text
 
     def emit_query_positions(self, where: str, inside: str | None = None) -> None:

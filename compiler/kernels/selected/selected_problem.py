@@ -16,7 +16,7 @@ from attnc.compiler.kernels.index_text import (
     aligned,
     fits_32_bits,
 )
-from attnc.compiler.kernels.kernel_source import BYTES, VECTOR
+from attnc.compiler.kernels.kernel_source import BYTES, VECTOR, StrideUnits
 from attnc.compiler.kernels.targets import Target
 
 WIDEST = 256
@@ -38,7 +38,7 @@ class PairCondition:
 
 
 @dataclass(frozen=True)
-class SelectedProblem:
+class SelectedProblem(StrideUnits):
     """The description of attention to selected blocks from which its kernels are emitted.
 
     `rest`: the condition of pairs besides the selection; None if every key of a selected block is visible. `ordered`:
@@ -63,18 +63,6 @@ class SelectedProblem:
             raise NotInKernelsError(
                 f"selected blocks with heads of width {max(self.dk, self.dv)}, which exceeds {WIDEST}"
             )
-
-    @property
-    def vector(self) -> int:
-        """The number of entries in a unit of strides."""
-        return VECTOR // BYTES[self.dtype]
-
-    @property
-    def precision(self) -> str:
-        """The precision of fp32 products, as arguments of tl.dot."""
-        if self.dtype != "float32":
-            return ""
-        return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'
 
 
 COLUMNS_OF_TILES = (16, 32, 64)

@@ -12,8 +12,7 @@ from torch import Tensor
 from attnc.compiler.analysis.pooled import PooledKeys, pooled_keys
 from attnc.compiler.ir import Pattern
 from attnc.compiler.ir.value_nodes import is_plain, is_scored
-from attnc.compiler.planning.call_memory import Memory
-from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.planning.cpu_plan import Memory, Plan
 from attnc.runtime.call.arguments import CallArguments, read_call
 from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.call_errors import UnsupportedError

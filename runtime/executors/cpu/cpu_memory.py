@@ -22,8 +22,7 @@ from math import prod
 
 import torch
 
-from attnc.compiler.planning.call_memory import Memory
-from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.planning.cpu_plan import Memory, Plan
 from attnc.runtime.disk.machine_key import has_matrix_tiles
 from attnc.runtime.executors.cpu.bound_plan import BoundPlan
 from attnc.runtime.executors.cpu.strided_calls import (

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern
-from attnc.compiler.planning.call_memory import Memory
-from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.planning.cpu_plan import Memory, Plan
 from attnc.runtime.call.arguments import CallArguments, read_call
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.length_groups import LengthGroup, Result, by_length

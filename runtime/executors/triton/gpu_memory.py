@@ -13,7 +13,7 @@ The tables that kernels read are cached (`SETTINGS.table_bytes`).
 from __future__ import annotations
 
 from attnc.compiler.kernels.kernel_source import VECTOR
-from attnc.compiler.planning.call_memory import Memory
+from attnc.compiler.planning.cpu_plan import Memory
 from attnc.runtime.call.tensor_checks import TensorSizes
 
 

@@ -13,8 +13,7 @@ from attnc.compiler.analysis.pooled import pooled_keys
 from attnc.compiler.ir import Pattern
 from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.planning.call_memory import Memory
-from attnc.compiler.planning.cpu_plan import Plan
+from attnc.compiler.planning.cpu_plan import Memory, Plan
 from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.device_targets import named_target, target_of

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 import expression_trees as trees
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.growth.counts import counts
-from attnc.compiler.growth.fitted import fit
-from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
+from attnc.compiler.growth.growth import Growth, find_growth, fit, fit_growth
 from attnc.compiler.growth.open_relation import open_relation
 from attnc.compiler.growth.periods import find_period
 from attnc.compiler.ir import Index, Pattern, fold

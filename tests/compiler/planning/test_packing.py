@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from attnc.compiler.planning import packing
+from attnc.compiler.planning import placing
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.documents import Windows
-from attnc.compiler.planning.packing import Costs, pack
+from attnc.compiler.planning.placing import Costs, pack
 from attnc.compiler.planning.rates import AMX, PieceWork
 from plan_calls import call, lowered
 from plan_checks import check_plan
@@ -53,7 +53,7 @@ def test_documents_of_all_lengths(name: str, lengths: list[int], cut: int, heads
     n_q = max(1, n_k - cut)
     with pytest.MonkeyPatch.context() as patch:
         if not shared:
-            patch.setattr(packing, "SHARED_ELEMENTS", 0)
+            patch.setattr(placing, "SHARED_ELEMENTS", 0)
         relations = Relations(lowered(SOURCE + RELATIONS[name] + "\n"), call(n_q, n_k, heads=heads, doc=doc))
         plan = build_plan(relations)
     truth = truth_of(relations, doc, n_q)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.arrays import spread
 from attnc.compiler.ir import Index, fold
-from attnc.compiler.receptive import fields, piece_ranges, sights, token_sets
+from attnc.compiler.receptive import fields, piece_ranges, sights
 from attnc.compiler.receptive.fields import find_path, find_reach
 from attnc.compiler.receptive.laws import find_law
+from attnc.compiler.receptive.piece_ranges import MarkedKeys, merged_runs
 from attnc.compiler.receptive.sights import Sight, alternatives
-from attnc.compiler.receptive.token_sets import MarkedKeys, merged_runs
 from attnc.spec.errors import EvaluationError
 from expression_trees import build
 from grid_relations import grids
@@ -81,7 +81,7 @@ def test_with_small_limits(tree: Any, n: int, data: st.DataObject) -> None:
         most = data.draw(st.sampled_from([1, 64]))
         patch.setattr(sights, "MOST", most)
         patch.setattr(sights, "MOST_RUNS", 0)
-        patch.setattr(token_sets, "FEW", 0)
+        patch.setattr(piece_ranges, "FEW", 0)
         for module in (sights, piece_ranges):
             patch.setattr(module, "AT_ONCE", 1)
         check_sight(build(tree), n, n, np.array(sorted(chosen)), np.zeros(0, dtype=np.int64))

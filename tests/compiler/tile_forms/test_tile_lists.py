@@ -10,8 +10,7 @@ from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import fold
 from attnc.compiler.ir.rewrite import substitute
 from attnc.compiler.planning.runs import ResolvedRuns, resolve
-from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
-from attnc.compiler.tile_forms.tile_runs import find_tile_runs
+from attnc.compiler.tile_forms.tile_lists import TileLists, find_tile_runs, list_tiles
 from expression_trees import Tree
 from relations import relations
 from tiers import examples

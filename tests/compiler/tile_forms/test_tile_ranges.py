@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.compiler.tile_forms.tile_ranges import stretches
+from attnc.compiler.tile_forms.tile_lists import stretches
 from tiers import examples
 from tile_painting import Matrix, alike, as_matrix, as_stretches
 

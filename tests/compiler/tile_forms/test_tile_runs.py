@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from attnc.compiler.analysis.live_tiles import TileGrid, find_live_tiles
 from attnc.compiler.ir import Index, fold
 from attnc.compiler.planning.runs import ResolvedRuns, resolve
-from attnc.compiler.tile_forms.tile_lists import list_tiles
-from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
+from attnc.compiler.tile_forms.tile_lists import TileRuns, find_tile_runs, list_tiles, mask_edges
 from tiers import examples
 from tile_painting import Matrix, alike, as_matrix, brute, grid_frame, painted, patterns
 

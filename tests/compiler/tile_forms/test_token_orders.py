@@ -14,10 +14,9 @@ from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.grid import TileGrid
 from attnc.compiler.ir import Index, fold
 from attnc.compiler.planning.brick_work import BrickFinder
-from attnc.compiler.planning.strips import Strips, strips, together
-from attnc.compiler.planning.tile_work import NATURAL, TileWork
+from attnc.compiler.planning.tile_work import NATURAL, Strips, TileWork, strips, together
+from attnc.compiler.simulation.natural_tiles import count_shifted, find_repetition
 from attnc.compiler.simulation.orders import TileFinder
-from attnc.compiler.simulation.shifted_rows import count_shifted, find_repetition
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree, build
 from grid_relations import K, Q, coordinate, grids, near, truth

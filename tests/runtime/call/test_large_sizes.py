@@ -13,7 +13,7 @@ from attnc import compile_attention
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import Data
 from attnc.compiler.lowering.specialise import alone
-from attnc.compiler.planning.counting import visible_pairs
+from attnc.compiler.planning.schedule import visible_pairs
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.planning.plans import runs_in
 

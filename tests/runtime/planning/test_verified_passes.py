@@ -24,9 +24,9 @@ from attnc.compiler.lowering import specialise
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.passes import attentions
 from attnc.compiler.passes.last_rows import last_rows
-from attnc.compiler.planning import equal_ids, residues
+from attnc.compiler.planning import documents, residues
 from attnc.compiler.planning.build_plan import CallShape
-from attnc.compiler.simulation import shifted_rows
+from attnc.compiler.simulation import natural_tiles
 from attnc.runtime.call.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.executors.recurrent import token_integers
 from attnc.runtime.executors.selections import sequences
@@ -186,9 +186,9 @@ RELATIONS: dict[str, tuple[str, Callable[[], object]]] = {
     "at_length": ("compiler.growth.open_relation", lambda: open_relation.at_length(NEAR, 8)),
     "_replaced": ("compiler.growth.powers", lambda: powers._replaced(CAUSAL, {}, fold.truth(True))),
     "simplified": ("compiler.analysis.intervals", lambda: intervals.simplified(CAUSAL, (0, 8), (0, 8))),
-    "equal_ids._moved": ("compiler.planning.equal_ids", lambda: equal_ids._moved(CAUSAL, 3)),
+    "documents._moved": ("compiler.planning.documents", lambda: documents._moved(CAUSAL, 3)),
     "_in_class": ("compiler.planning.residues", lambda: residues._in_class(CAUSAL, 2, 0, 1)),
-    "shifted_rows._moved": ("compiler.simulation.shifted_rows", lambda: shifted_rows._moved(CAUSAL, 1, 2)),
+    "natural_tiles._moved": ("compiler.simulation.natural_tiles", lambda: natural_tiles._moved(CAUSAL, 1, 2)),
     "_by_row": ("compiler.passes.pointwise", lambda: compile_attention("causal").mask_mod(8)),
     "find_mask_relation": (
         "compiler.kernels.content_masks",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.comparison.sameness import normal_forms
+from attnc.compiler.comparison.equality import normal_forms
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.cli import main
 from attnc.runtime.verifying.verdicts import Sameness, decide
