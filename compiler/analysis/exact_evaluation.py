@@ -100,10 +100,12 @@ def _evaluator(
     origins: Mapping[Index, Span] | None,
     *,
     wide: bool,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> ArrayEvaluator:
     """Return an evaluator for rows and keys by number, and for variables with these values."""
     kind: Any = object if wide else np.int64
-    evaluator = ArrayEvaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {}, decide=decide)
+    rows, keys = q.astype(kind)[:, None], k.astype(kind)[None, :]
+    evaluator = ArrayEvaluator(rows, keys, wide, origins or {}, decide=decide, tensors=tensors)
     for variable, value in variables.items():
         evaluator.bind(variable, value)
     return evaluator
@@ -118,9 +120,10 @@ def integers_in(
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[np.int64]:
     """Evaluate as `integers_at` does a node that reads variables, whose values are (…, rows or 1, keys or 1)."""
-    evaluator = _evaluator(q, k, variables, origins, wide=wide)
+    evaluator = _evaluator(q, k, variables, origins, wide=wide, tensors=tensors)
     value = evaluator.truth(node, active) if is_truth(node) else evaluator.integer(node, active)
     value = np.broadcast_to(value, np.broadcast_shapes(np.shape(value), active.shape))
     return np.where(active, value, 0).astype(np.int64) if wide else value.astype(np.int64)
@@ -135,9 +138,10 @@ def truths_in(
     origins: Mapping[Index, Span] | None = None,
     *,
     wide: bool,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> Active:
     """Return the truth values of a condition, with lanes as in `integers_in`."""
-    evaluator = _evaluator(q, k, variables, origins, wide=wide)
+    evaluator = _evaluator(q, k, variables, origins, wide=wide, tensors=tensors)
     truths = np.asarray(evaluator.truth(node, active), dtype=np.bool_)
     shape = np.broadcast_shapes(truths.shape, active.shape)
     return truths if truths.shape == shape else np.array(np.broadcast_to(truths, shape))
@@ -151,6 +155,7 @@ def floats_in(
     active: Active,
     fits: Callable[[Index], bool],
     origins: Mapping[Index, Span] | None = None,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[np.float64]:
     """Evaluate an integer as binary64, with lanes as in `integers_in`.
 
@@ -158,10 +163,10 @@ def floats_in(
     are rounded, and all other operations fault where they exceed 64 bits.
     """
     if fits(node):
-        return integers_in(node, q, k, variables, active, origins, wide=False).astype(np.float64)
+        return integers_in(node, q, k, variables, active, origins, wide=False, tensors=tensors).astype(np.float64)
 
     def evaluate(part: Index, active: Active = active) -> NDArray[np.float64]:
-        return floats_in(part, q, k, variables, active, fits, origins)
+        return floats_in(part, q, k, variables, active, fits, origins, tensors)
 
     match node:
         case Const() | Arith(op="pow", operands=(Const(), Const())):
@@ -178,18 +183,18 @@ def floats_in(
         case Arith(op="abs"):
             return np.abs(evaluate(node.operands[0]))
         case TableRead():
-            index = integers_in(node.index, q, k, variables, active, origins, wide=not fits(node.index))
+            wide = not fits(node.index)
+            index = integers_in(node.index, q, k, variables, active, origins, wide=wide, tensors=tensors)
             inside = np.clip(index, 0, len(node.values) - 1)
             return np.where(active & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
         case ExactSelect():
-            condition = (
-                integers_in(node.condition, q, k, variables, active, origins, wide=not fits(node.condition)) != 0
-            )
+            wide = not fits(node.condition)
+            condition = integers_in(node.condition, q, k, variables, active, origins, wide=wide, tensors=tensors) != 0
             return np.where(
                 condition, evaluate(node.then, active & condition), evaluate(node.otherwise, active & ~condition)
             )
         case _:
-            return integers_in(node, q, k, variables, active, origins, wide=True).astype(np.float64)
+            return integers_in(node, q, k, variables, active, origins, wide=True, tensors=tensors).astype(np.float64)
 
 
 def _rounded_constant(node: Const | Arith) -> float:

@@ -8,6 +8,7 @@ terms that the constant divides; conjunctions and disjunctions are flat. All rul
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache, lru_cache
 from math import gcd, isqrt
 from typing import Literal
 
@@ -51,16 +52,19 @@ def truth(value: bool) -> Index:
     return intern(Truth(value))
 
 
+@cache
 def place(name: Literal["q", "k"]) -> Index:
     """Return the position of the current query or key."""
     return intern(Position(name))
 
 
+@cache
 def head_index(name: str) -> Index:
     """Return the index of the current `head`, `kv_head` or `batch` entry."""
     return intern(HeadIndex(name))
 
 
+@lru_cache(256)
 def extent(name: str) -> Index:
     """Return a size known at the call."""
     return intern(Extent(name))
@@ -79,7 +83,8 @@ def lookup(tensor: Tensor, indices: tuple[Index, ...]) -> Index:
 def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
     """Return an element of an array; an element at constant indices within bounds is read at once."""
     values = [i.value for i in indices if isinstance(i, Const)]
-    if len(values) == len(indices) and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
+    is_constant = data.cut is None and len(values) == len(indices)
+    if is_constant and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
         item = data.array[tuple(values)].item()
         return truth(item) if isinstance(item, bool) else const(item)
     return intern(DataRead(data, indices))

@@ -59,6 +59,7 @@ from attnc.runtime.executors.selections.call_selections import CallSelections
 from attnc.runtime.executors.selections.few_tokens import attend as attend_few_tokens
 from attnc.runtime.executors.selections.placed import attend as attend_placed
 from attnc.runtime.executors.selections.planned import blank_choices_of, plan_of_choices
+from attnc.runtime.executors.selections.prepared import PreparedSelections
 from attnc.runtime.executors.selections.selected_executor import attend as attend_tokens
 from attnc.runtime.executors.selections.sequences import alone as alone_in_call
 from attnc.runtime.executors.selections.sequences import by_sequence
@@ -90,6 +91,9 @@ class PatternExecutor(BranchRelations):
         self._strict = strict
         self._tuned = tuned
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
+        self._prepared: Recent[PreparedSelections] = Recent(
+            SETTINGS.plans, SETTINGS.plan_bytes, lambda prepared: prepared.nbytes
+        )
         self.stateful = _stateful(pattern, strict) if pattern.stateful else []
         """The recurrences of the pattern's branches with a state, each separately."""
         if strict:
@@ -175,7 +179,7 @@ class PatternExecutor(BranchRelations):
             (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
         )
         check_alignment(pattern, call.sizes)
-        choices = CallSelections(pattern, call, (q, k, v), call.real)
+        choices = CallSelections(pattern, call, (q, k, v), call.real, kept=self._prepared)
         if last >= 0:
             choices = self._run_nodes(q, k, v, call, _on_cpu, pattern.nodes[: last + 1])
         choices.asking({item.given for item in pattern.selections})
@@ -188,7 +192,7 @@ class PatternExecutor(BranchRelations):
         check_alignment(self._pattern, call.sizes)
         known = dict(call.real)
         known |= self._run_states(q, k, v, call, run) if call.states is None else call.states
-        choices = CallSelections(self._pattern, call, (q, k, v), known, strict=self._strict)
+        choices = CallSelections(self._pattern, call, (q, k, v), known, strict=self._strict, kept=self._prepared)
         for node in self._pattern.nodes if nodes is None else nodes:
             asking = choices.asking(content_masks([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact_evaluation
-from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.ir.array_evaluator import WORD
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.lowering.specialise import specialise
 from attnc.runtime.process.device_constants import on_device
@@ -26,6 +24,7 @@ from attnc.runtime.values.pair_blocks import (
     PairMask,
 )
 from attnc.runtime.values.scaled import Quantity, ScaledTensor
+from attnc.runtime.values.window_forms import fits, form_of_window
 
 S = TypeVar("S", np.int64, np.float64, np.bool_)
 
@@ -44,23 +43,8 @@ class _BlockLanes:
 
     def fits(self, node: ir.Index) -> bool:
         """Check that 64 bits hold every intermediate of an exact expression, its constants included."""
-        if not all(map(_is_word, node.below)):
-            return False
         limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in self.bound.items()}
-        return fits_word(node, (0, self.counts[0]), (0, self.counts[1]), limits)
-
-
-def _is_word(node: ir.Index) -> bool:
-    """Check that the constants of a node, without those of its operands, fit in 64 bits."""
-    match node:
-        case ir.Const():
-            return abs(node.value) < WORD
-        case ir.Linear():
-            return all(abs(n) < WORD for n in (node.constant, *(factor for _, factor in node.terms)))
-        case ir.TableRead():
-            return all(abs(n) < WORD for n in node.values)
-        case _:
-            return True
+        return fits(node, self.counts, limits)
 
 
 class ExactBlockValues:
@@ -73,6 +57,8 @@ class ExactBlockValues:
         self.operands = operands
         self.block = block
         self.loops = loops
+        self._axes: dict[ir.Value | ir.Index, tuple[bool, ...]] = {}
+        self._active: dict[tuple[bool, ...], PairMask] = {}
 
     def holds(self, condition: ir.Index) -> PairMask:
         """Return where a condition holds: (heads or 1, rows or 1, keys or 1)."""
@@ -80,10 +66,9 @@ class ExactBlockValues:
             return np.asarray(self.integers(condition) != 0)
 
         def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> PairMask:
-            origins = self.operands.origins
-            return exact_evaluation.truths_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, origins, wide=not pairs.fits(specialised)
-            )
+            lanes = *pairs.places, pairs.bound, pairs.active, self.operands.origins
+            wide, masks = not pairs.fits(specialised), self.operands.masks
+            return exact_evaluation.truths_in(specialised, *lanes, wide=wide, tensors=masks)
 
         return self._by_head(condition, evaluate)
 
@@ -98,10 +83,9 @@ class ExactBlockValues:
         """
 
         def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> Int64:
-            origins = self.operands.origins
-            return exact_evaluation.integers_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, origins, wide=not pairs.fits(specialised)
-            )
+            lanes = *pairs.places, pairs.bound, pairs.active, self.operands.origins
+            wide, masks = not pairs.fits(specialised), self.operands.masks
+            return exact_evaluation.integers_in(specialised, *lanes, wide=wide, tensors=masks)
 
         return self._by_head(node, evaluate)
 
@@ -109,9 +93,8 @@ class ExactBlockValues:
         """Return an integer in binary64, even where it exceeds 64 bits."""
 
         def evaluate(specialised: ir.Index, pairs: _BlockLanes) -> NDArray[np.float64]:
-            return exact_evaluation.floats_in(
-                specialised, *pairs.places, pairs.bound, pairs.active, pairs.fits, self.operands.origins
-            )
+            lanes = *pairs.places, pairs.bound, pairs.active, pairs.fits, self.operands.origins
+            return exact_evaluation.floats_in(specialised, *lanes, self.operands.masks)
 
         return self._by_head(node, evaluate)
 
@@ -132,6 +115,12 @@ class ExactBlockValues:
 
     def axes(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         """Return for each pair dimension whether a node depends on it."""
+        axes = self._axes.get(node)
+        if axes is None:
+            axes = self._axes[node] = self._axes_of(node)
+        return axes
+
+    def _axes_of(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         read = reads(node)
         axes = [False] * self.loops.depth + [self.differs_by_head(read), "q" in read, "k" in read]
         for value in self.loops.of(node).values():
@@ -147,8 +136,13 @@ class ExactBlockValues:
 
     def active(self, node: ir.Value | ir.Index) -> PairMask:
         """Return the active pairs, reduced to the pair dimensions that a node reads."""
-        unread = tuple(i for i, read in enumerate(self.axes(node)) if not read)
-        return np.asarray(self.over_loops(self.block.active).any(axis=unread, keepdims=True))
+        axes = self.axes(node)
+        active = self._active.get(axes)
+        if active is None:
+            unread = tuple(i for i, read in enumerate(axes) if not read)
+            active = np.asarray(self.over_loops(self.block.active).any(axis=unread, keepdims=True))
+            self._active[axes] = active
+        return active
 
     def constant(self, value: float) -> Tensor:
         """Return a number with pair dimensions of size one."""
@@ -174,13 +168,14 @@ class ExactBlockValues:
             entry, head = self._entries_and_heads(heads[at])
             if at.stop - at.start == 1:
                 variables = {v: x[..., 0, :, :] for v, x in variables.items()}
-                pairs = _BlockLanes(places, variables, head_active[..., 0, :, :], counts)
-                parts.append(evaluate(self._specialised(node, int(entry[0]), int(head[0])), pairs)[..., None, :, :])
+                specialised, lengths = self._specialised(node, int(entry[0]), int(head[0]))
+                pairs = _BlockLanes(places, {**variables, **lengths}, head_active[..., 0, :, :], counts)
+                parts.append(evaluate(specialised, pairs)[..., None, :, :])
                 continue
             variables |= {_HEAD: head[:, None, None], _ENTRY: entry[:, None, None]}
             one_entry = int(entry[0]) if entry[0] == entry[-1] else _ENTRY
-            pairs = _BlockLanes(places, variables, head_active, counts)
-            part = evaluate(self._specialised(node, one_entry, _HEAD), pairs)
+            specialised, lengths = self._specialised(node, one_entry, _HEAD)
+            part = evaluate(specialised, _BlockLanes(places, {**variables, **lengths}, head_active, counts))
             shape = np.broadcast_shapes(part.shape, (len(head), 1, 1))
             parts.append(part if part.shape == shape else np.array(np.broadcast_to(part, shape)))
         return np.concatenate(parts, -3) if len(parts) > 1 else parts[0]
@@ -197,16 +192,22 @@ class ExactBlockValues:
         size, first = self.operands.entry_heads, self.block.batch
         return (np.full_like(heads, first), heads) if size is None else (first + heads // size, heads % size)
 
-    def _specialised(self, node: ir.Index, entry: int | ir.Var, head: int | ir.Var) -> ir.Index:
-        """Return an exact expression specialised to the block's window, a batch entry and a head, from the cache."""
+    def _specialised(
+        self, node: ir.Index, entry: int | ir.Var, head: int | ir.Var
+    ) -> tuple[ir.Index, Mapping[ir.Var, Int64]]:
+        """Return an exact expression for the block's window, a batch entry and a head, with sizes that it reads."""
         block, operands = self.block, self.operands
-        key = (node, block.index_window, entry, head)
+        window, group = block.index_window, operands.group
+        form = form_of_window(node, operands.sizes, window, entry, head, group)
+        if form is not None:
+            return form
+        key = (node, window, entry, head)
         specialised = operands.specialised.get(key)
         if specialised is None:
-            window, at = block.index_window, {"batch": entry, "head": head, "group": operands.group}
+            at = {"batch": entry, "head": head, "group": group}
             specialised = specialise(node, operands.sizes, operands.slices, window, **at)  # type: ignore[arg-type]
             operands.specialised[key] = specialised
-        return specialised
+        return specialised, {}
 
 
 def select_heads(array: NDArray[S], heads: slice) -> NDArray[S]:

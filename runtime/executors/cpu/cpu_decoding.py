@@ -24,7 +24,8 @@ from attnc.compiler.ir.value_nodes import (
 )
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
+from attnc.compiler.planning.row_keys import find_row_keys
+from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys, seen_by_rows
 from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.executors.cpu import flash_kernel, hidden_values
@@ -75,13 +76,29 @@ def look(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object]) -> 
     """Find the visible keys of a call; parts are cached. Raises what planning raises, and EvaluationError."""
     shape = call_shape(planner.pattern, sizes, inputs)
     relations = relations_of(planner.pattern, shape)  # per call: it holds inputs that only scores read
-    parts = planner.kept(("parts", sizes), shape, lambda: _parts(relations))
+    parts = planner.kept(
+        ("parts", sizes), shape, lambda: _parts_by_formula(planner, sizes, relations) or _parts(relations)
+    )
     plain, is_softmax = planner.remembered("kind", lambda: _kind(planner.pattern.attend))
     return Looked(relations, parts, plain, is_softmax)
 
 
 def _kind(node: Attend) -> tuple[bool, bool]:
     return is_plain(node), is_scored(node)
+
+
+def _parts_by_formula(planner: Planner, sizes: TensorSizes, relations: Relations) -> tuple[SharedKeys, ...] | None:
+    """Return the visible keys of rows whose keys formulas of positions give; None for other patterns."""
+    pattern, heads, group = planner.pattern, sizes.heads, max(sizes.heads // max(sizes.kv_heads, 1), 1)
+    if pattern.documents is not None or not (sizes.n_q and heads):
+        return None
+    keys = planner.remembered(("row keys", heads, group), lambda: find_row_keys(pattern.attend.visible, heads, group))
+    if keys is None:
+        return None
+    (window,) = relations.windows(0)
+    seen = seen_by_rows(keys, (window.shift, window.shift + window.n_q), window.n_k)
+    everyone = tuple(range(sizes.batch)), tuple(range(heads))
+    return (SharedKeys(*everyone, window, seen),) if seen.count else ()
 
 
 def _parts(relations: Relations) -> tuple[SharedKeys, ...]:
