@@ -8,7 +8,6 @@ terms that the constant divides; conjunctions and disjunctions are flat. All rul
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, lru_cache
 from math import gcd, isqrt
 from typing import Literal
 
@@ -52,22 +51,25 @@ def truth(value: bool) -> Index:
     return intern(Truth(value))
 
 
-@cache
 def place(name: Literal["q", "k"]) -> Index:
     """Return the position of the current query or key."""
-    return intern(Position(name))
+    return _PLACES[name]
 
 
-@cache
 def head_index(name: str) -> Index:
     """Return the index of the current `head`, `kv_head` or `batch` entry."""
-    return intern(HeadIndex(name))
+    return _HEAD_INDICES.get(name) or intern(HeadIndex(name))
 
 
-@lru_cache(256)
 def extent(name: str) -> Index:
     """Return a size known at the call."""
-    return intern(Extent(name))
+    return _EXTENTS.get(name) or intern(Extent(name))
+
+
+# Leaves that are asked for in every call, and are never dropped.
+_PLACES: dict[str, Position] = {name: intern(Position(name)) for name in ("q", "k")}
+_HEAD_INDICES = {name: intern(HeadIndex(name)) for name in ("head", "kv_head", "batch")}
+_EXTENTS = {name: intern(Extent(name)) for name in ("queries", "keys", "heads", "kv_heads", "group")}
 
 
 def var(name: str, serial: int) -> Var:

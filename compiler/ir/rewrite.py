@@ -34,7 +34,6 @@ from attnc.compiler.ir.nodes import (
     Linear,
     Lookup,
     Not,
-    Position,
     Ratio,
     Reduce,
     RoundToInt,
@@ -97,7 +96,7 @@ def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
     return cast("Value", substitute(cast("Index", root), values))
 
 
-def renamed(root: Value, old: Var | Position, new: Var | Position) -> Value:
+def renamed(root: Value, old: Index, new: Index) -> Value:
     """Replace a variable or a position in the exact parts of a value; the result is kept while the value lives."""
     results = _RENAMED.setdefault(root, {})
     if (old, new) not in results:

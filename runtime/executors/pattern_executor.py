@@ -194,9 +194,14 @@ class PatternExecutor(BranchRelations):
         known |= self._run_states(q, k, v, call, run) if call.states is None else call.states
         choices = CallSelections(self._pattern, call, (q, k, v), known, strict=self._strict, kept=self._prepared)
         for node in self._pattern.nodes if nodes is None else nodes:
-            asking = choices.asking(content_masks([node.visible, *values_of(node)]))
-            known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
+            asking = choices.asking(self._masks_read[node.name]) if self._pattern.selections else call
+            known[node.name], known[f"{node.name}.lse"] = self._node(node, q, k, v, asking, run, known)
         return choices
+
+    @cached_property
+    def _masks_read(self) -> Mapping[str, set[ir.Tensor]]:
+        """The truth tensors that each attention reads, by its name."""
+        return {node.name: content_masks([node.visible, *values_of(node)]) for node in self._pattern.nodes}
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from attnc.compiler.analysis.translation import is_difference
 from attnc.compiler.ir import Value
 from attnc.compiler.ir.derivatives import derivatives
-from attnc.compiler.ir.value_nodes import additive, extra_of, reads
+from attnc.compiler.ir.value_nodes import Additive, additive, extra_of, reads
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.executors.cpu.plan_tiles import PlanTile
@@ -59,8 +59,7 @@ class Scores:
     def __init__(self, relations: Relations, operands: Operands) -> None:
         self._operands = operands
         self.node = relations.pattern.attend
-        self._additive = additive(self.node.score)
-        self._slides = self._additive is not None and is_difference(self._additive.bias)
+        self._additive, self._slides = _form(self.node.score)
         self._windows = [list(relations.windows(b)) for b in range(relations.shape.batch)]
 
     def of(self, tile: PlanTile, q: Tensor, k: Tensor) -> Tensor:
@@ -191,6 +190,13 @@ class Scores:
             row_slice = slice(window.row, window.row + window.n_q)
             logit = BlockValues(self._operands, block, {"q": q[:, row_slice, None]}).logit(extra)
             yield row_slice, logit.expand(len(q), len(rows))
+
+
+@lru_cache(64)
+def _form(score: Value) -> tuple[Additive | None, bool]:
+    """Return a score as a multiple of `dot(q, k)` and a bias, and whether the bias depends on `q - k` alone."""
+    parts = additive(score)
+    return parts, parts is not None and is_difference(parts.bias)
 
 
 def _recorded(values: BlockValues, node: Value) -> Pull:

@@ -131,7 +131,8 @@ class Choosing:
 
     def _is_of_columns(self, head_sum: HeadSum) -> bool:
         """Check whether a sum over heads is part of a value that depends on no row."""
-        return any(head_sum.node in node.below for node in self.prepared.free_of_rows)
+        of_columns: set[object] = {below for node in self.prepared.free_of_rows for below in node.below}
+        return head_sum.node in of_columns
 
     def _summed(
         self,
