@@ -380,11 +380,11 @@ def _on_tokens(pattern: ir.Pattern, call: CallInputs) -> CallShape:
 def _on_cpu(planner: Planner, call: CallInputs, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
     """Run one attention by the executor made for it."""
     node = planner.pattern.attend
-    pooled = pooled_keys(node) if q.numel() and k.numel() else None
-    if pooled is not None:
+    plain, pooled = planner.remembered("plain and pooled", lambda: (is_plain(node), pooled_keys(node)))
+    if pooled is not None and q.numel() and k.numel():
         keys = _pooled_tensors(planner, call, q, k, v, known, pooled)
         return keys.of_scores(_plainly(planner, replace(call, scale=keys.scale), q, keys.k, keys.v))
-    if is_plain(node):
+    if plain:
         return _plainly(planner, call, q, k, v)
     plan = listed.plan_of(planner, call) or cpu_plans(planner).plan(call.sizes, call.inputs)
     relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))

@@ -202,10 +202,19 @@ def _reduce_loop(values: BlockValues, node: ir.ValueReduce) -> Quantity:
 
 def _reduce_in_loop(values: BlockValues, node: ir.ValueReduce, low: Int64, high: Int64) -> Quantity:
     """Reduce with a leading dimension for the variable, in parts where all terms exceed AT_ONCE."""
-    count = int((high - low).max())
+    count, low = int((high - low).max()), _without_constant_dims(low)
     step = max(1, AT_ONCE // max(_term_size(values, node, low, high), 1))
     parts = [_reduce_part(values, node, low, high, i, min(i + step, count)) for i in range(0, count, step)]
     return combine_parts(node.op, parts)
+
+
+def _without_constant_dims(low: Int64) -> Int64:
+    """Shrink every dimension along which the first terms are alike to size one: the variable takes the same values."""
+    for axis, size in enumerate(low.shape):
+        first = low.take([0], axis)
+        if size > 1 and (low == first).all():
+            low = first
+    return low
 
 
 def _term_size(values: BlockValues, node: ir.ValueReduce, low: Int64, high: Int64) -> int:

@@ -38,7 +38,7 @@ def test_a_form_has_the_values_of_the_specialised_expression(tree: Tree, n_k: in
         exact_evaluation.truths_in(expression, rows, keys, variables, active, wide=True)
         for expression, variables in ((wanted, {}), form)
     ]
-    np.testing.assert_array_equal(*values)
+    np.testing.assert_array_equal(values[0], values[1])
 
 
 def test_the_forms_of_an_expression_are_bounded() -> None:
@@ -85,7 +85,14 @@ def test_a_longer_cache_specialises_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_warm_selections_specialise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = {"stages": [16, 4], "kept": [32, 16], "strides": [4, 1], "rows": 16, "sinks": 4, "window": 16}
+    params: dict[str, Any] = {
+        "stages": [16, 4],
+        "kept": [32, 16],
+        "strides": [4, 1],
+        "rows": 16,
+        "sinks": 4,
+        "window": 16,
+    }
     attend = compile_attention("hip", **params)
     drawn = [[torch.randn(1, 2, 96, 8) for _ in range(3)] for _ in range(2)]
     attend.chosen(*drawn[0])
