@@ -101,10 +101,12 @@ def _evaluator(
     origins: Mapping[Index, Span] | None,
     *,
     wide: bool,
+    tensors: Mapping[str, NDArray[Any]] | None = None,
 ) -> ArrayEvaluator:
     """Return an evaluator for rows and keys by number, and for variables with these values."""
     kind: Any = object if wide else np.int64
-    evaluator = ArrayEvaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {}, decide=decide)
+    rows, keys = q.astype(kind)[:, None], k.astype(kind)[None, :]
+    evaluator = ArrayEvaluator(rows, keys, wide, origins or {}, decide=decide, tensors=tensors)
     for variable, value in variables.items():
         evaluator.bind(variable, value)
     return evaluator
@@ -115,6 +117,7 @@ class PairLanes:
     """Pairs on which nodes that read variables are evaluated: rows `q`, keys `k`, and where pairs are `active`.
 
     The values of `variables` are (…, rows or 1, keys or 1). `counts`: the numbers of queries and keys of the window.
+    `tensors`: the data of truth tensors that nodes leave open, by name.
     Results are arbitrary where pairs are not active; a fault in an active pair raises EvaluationError.
     """
 
@@ -124,6 +127,7 @@ class PairLanes:
     active: Active
     counts: tuple[int, int]
     origins: Mapping[Index, Span]
+    tensors: Mapping[str, NDArray[Any]] | None = None
 
     def fits(self, node: Index) -> bool:
         """Check that 64 bits hold every intermediate of an exact expression, its constants included."""
@@ -140,7 +144,7 @@ class PairLanes:
         return _integers(self._evaluator(wide), node, self.active, wide=wide)
 
     def _evaluator(self, wide: bool) -> ArrayEvaluator:
-        return _evaluator(self.q, self.k, self.variables, self.origins, wide=wide)
+        return _evaluator(self.q, self.k, self.variables, self.origins, wide=wide, tensors=self.tensors)
 
     def truths(self, node: Index) -> Active:
         """Evaluate a condition."""

@@ -486,6 +486,9 @@ class Analysis:
 
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
+        if node.data.cut is not None:
+            assert not self._keyed and node.data.array.dtype == np.bool_
+            return bounds_alone(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
         low, high = map(self._clipped, RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices]))
         sizes = zip(indices, node.data.array.shape, strict=True)
         outside = [(index.low < 0) | (index.high >= size) for index, size in sizes]

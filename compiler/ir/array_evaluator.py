@@ -79,6 +79,7 @@ class ArrayEvaluator:
     """One evaluation; `active` marks the lanes whose value is needed.
 
     `known`: nodes whose values are given. `decide`: decides conditions on units, None for expressions without any.
+    `tensors`: the tensors of which data with a `cut` are parts, by name.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class ArrayEvaluator:
         known: Mapping[Index, Array] | None = None,
         *,
         decide: Decide | None,
+        tensors: Mapping[str, Array] | None = None,
     ) -> None:
         self._decide = decide
+        self._tensors = tensors or {}
         self._places = {"q": q, "k": k}
         self._known = dict(known or {})
         self._wide = wide
@@ -367,11 +370,13 @@ class ArrayEvaluator:
             self._checked_index(node, self.integer(index, active), size, active)
             for index, size in zip(node.indices, node.data.array.shape, strict=True)
         ]
-        if not indices:
+        if not indices and node.data.cut is None:
             return node.data.array.reshape(1, 1)
         if 0 in node.data.array.shape:
             return np.zeros((1, 1), dtype=node.data.array.dtype)
-        return np.asarray(node.data.array[tuple(np.broadcast_arrays(*indices))])
+        data = node.data
+        array = data.array if data.cut is None else self._tensors[data.name][data.cut]
+        return np.asarray(array[tuple(np.broadcast_arrays(*indices))])
 
     # --- faults ---
 

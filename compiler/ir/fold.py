@@ -55,17 +55,23 @@ def truth(value: bool) -> Index:
 
 def place(name: Literal["q", "k"]) -> Index:
     """Return the position of the current query or key."""
-    return intern(Position(name))
+    return _PLACES[name]
 
 
 def head_index(name: str) -> Index:
     """Return the index of the current `head`, `kv_head` or `batch` entry."""
-    return intern(HeadIndex(name))
+    return _HEAD_INDICES.get(name) or intern(HeadIndex(name))
 
 
 def extent(name: str) -> Index:
     """Return a size known at the call."""
-    return intern(Extent(name))
+    return _EXTENTS.get(name) or intern(Extent(name))
+
+
+# Leaves that are asked for in every call, and are never dropped.
+_PLACES: dict[str, Position] = {name: intern(Position(name)) for name in ("q", "k")}
+_HEAD_INDICES = {name: intern(HeadIndex(name)) for name in ("head", "kv_head", "batch")}
+_EXTENTS = {name: intern(Extent(name)) for name in ("queries", "keys", "heads", "kv_heads", "group")}
 
 
 def var(name: str, serial: int) -> Var:
@@ -81,7 +87,8 @@ def lookup(tensor: Tensor, indices: tuple[Index, ...]) -> Index:
 def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
     """Return an element of an array; an element at constant indices within bounds is read at once."""
     values = [i.value for i in indices if isinstance(i, Const)]
-    if len(values) == len(indices) and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
+    is_constant = data.cut is None and len(values) == len(indices)
+    if is_constant and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
         item = data.array[tuple(values)].item()
         return truth(item) if isinstance(item, bool) else const(item)
     return intern(DataRead(data, indices))

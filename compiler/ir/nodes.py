@@ -401,11 +401,16 @@ class Made:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Data:
-    """An array of int64 or bool that a relation reads, compared by identity. `cache` holds results of analysis."""
+    """An array of int64 or bool that a relation reads, compared by identity. `cache` holds results of analysis.
+
+    With a `cut`, `array` only has the shape and the type: each evaluation is given the tensor, of which it reads this
+    part.
+    """
 
     name: str
     array: NDArray[Any]
     cache: dict[str, object] = field(default_factory=dict, repr=False)
+    cut: tuple[int | slice, ...] | None = None
 
 
 # --- values (floating point) -----------------------------------------------------------------------------------------

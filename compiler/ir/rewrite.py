@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -83,6 +84,18 @@ def substitute(root: Index, values: Mapping[Index, Index]) -> Index:
 def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
     """Replace nodes in the exact parts of a floating-point value."""
     return cast("Value", substitute(cast("Index", root), values))
+
+
+def renamed(root: Value, old: Index, new: Index) -> Value:
+    """Replace a variable or a position in the exact parts of a value; the result is kept while the value lives."""
+    results = _RENAMED.setdefault(root, {})
+    if (old, new) not in results:
+        result = substitute_value(root, {old: new})
+        results[old, new] = None if result is root else result
+    return results[old, new] or root
+
+
+_RENAMED: WeakKeyDictionary[Value, dict[tuple[Index, Index], Value | None]] = WeakKeyDictionary()
 
 
 def replace_values(root: Value, values: Mapping[Value, Value]) -> Value:
@@ -304,4 +317,12 @@ def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Inde
 
 def variables(root: Index) -> frozenset[Var]:
     """Return the aggregate variables that occur in a node, free or bound."""
-    return frozenset(node for node in walk(root) if isinstance(node, Var))
+    if isinstance(root, Var):
+        return frozenset((root,))
+    known = _VARIABLES.get(root)
+    if known is None:
+        known = _VARIABLES[root] = frozenset(node for node in walk(root) if isinstance(node, Var))
+    return known
+
+
+_VARIABLES: WeakKeyDictionary[Index, frozenset[Var]] = WeakKeyDictionary()

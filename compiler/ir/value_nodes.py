@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeIs
 
@@ -67,7 +68,12 @@ def vector(name: Literal["q", "k", "v"], head: Index | None = None, at: Index | 
 
 def is_own(node: Vec) -> bool:
     """Whether a vector is that of the current head at the current position."""
-    return node is vector(node.tensor)
+    return node is _own(node.tensor)
+
+
+@cache
+def _own(name: Literal["q", "k", "v"]) -> Value:
+    return vector(name)
 
 
 def scale() -> Value:
@@ -361,6 +367,16 @@ def reads(node: Value | Index) -> frozenset[str]:
 
     An aggregate over the visible keys of a row depends on the row, but not on a key.
     """
+    known = _READS.get(node)
+    if known is None:
+        known = _READS[node] = _reads(node)
+    return known
+
+
+_READS: WeakKeyDictionary[Node, frozenset[str]] = WeakKeyDictionary()
+
+
+def _reads(node: Value | Index) -> frozenset[str]:
     if not any(isinstance(below, VisibleReduce) for below in node.below):
         return frozenset[str]().union(*map(_direct_reads, node.below))
     dependences: dict[Node, set[str]] = {}

@@ -40,12 +40,16 @@ class CallSizes:
 class Slices:
     """The inputs of one call, cut to batch entries and windows; equal cuts are one `Data`, so relations compare equal.
 
-    A window of `n_k` keys that starts at key 0 holds all tokens, and needs no cut along tokens or keys.
+    A window of `n_k` keys that starts at key 0 holds all tokens, and needs no cut along tokens or keys. `open_`: names
+    of bool tensors that each evaluation is given anew, of which only the shapes are known here.
     """
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], n_k: int | None = None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, NDArray[Any]], n_k: int | None = None, open_: frozenset[str] = frozenset()
+    ) -> None:
         self.tensors = tensors
         self._n_k = n_k
+        self._open = open_
         self._cuts: dict[tuple[object, ...], Data] = {}
 
     def settle(self) -> None:
@@ -69,11 +73,14 @@ class Slices:
         key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in cuts))
         if key not in self._cuts:
             array = self.tensors[tensor.name]
-            indices = [
+            indices = tuple(
                 0 if d == "batch" and n == 1 and isinstance(a, int) else a
                 for a, d, n in zip(cuts, tensor.dims, array.shape, strict=True)
-            ]
-            self._cuts[key] = Data(tensor.name, np.asarray(array[tuple(indices)], order="C"))
+            )
+            if tensor.name in self._open:
+                self._cuts[key] = Data(tensor.name, array[indices], cut=indices)
+            else:
+                self._cuts[key] = Data(tensor.name, np.asarray(array[indices], order="C"))
         return self._cuts[key]
 
 
@@ -86,9 +93,7 @@ def specialise(
     The head and the batch entry may be variables.
     """
     local = {"queries": window.n_q, "keys": window.n_k}
-    head_index = fold.const(head) if isinstance(head, int) else head
-    entry = fold.const(batch) if isinstance(batch, int) else batch
-    indices = {"head": head_index, "kv_head": fold.floordiv(head_index, fold.const(group)), "batch": entry}
+    indices = _head_indices(batch, head, group)
 
     def change(node: Index) -> Index | None:
         match node:
@@ -106,6 +111,40 @@ def specialise(
                 return None
 
     return rewrite(relation, change)
+
+
+@verified
+def of_any_window(
+    relation: Index,
+    extents: Mapping[str, Index],
+    *,
+    shift: Index,
+    batch: int | Var,
+    head: int | Var,
+    group: int,
+) -> Index:
+    """Return a relation that reads no inputs as `specialise` does, for windows of any size; sizes may be variables."""
+    indices = _head_indices(batch, head, group)
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Extent():
+                return extents[node.name]
+            case HeadIndex():
+                return indices[node.name]
+            case Position(name="q"):
+                return fold.add(node, shift)
+            case _:
+                return None
+
+    return rewrite(relation, change)
+
+
+def _head_indices(batch: int | Var, head: int | Var, group: int) -> dict[str, Index]:
+    """Return the index of the head, of its kv head and of the batch entry."""
+    head_index = fold.const(head) if isinstance(head, int) else head
+    entry = fold.const(batch) if isinstance(batch, int) else batch
+    return {"head": head_index, "kv_head": fold.floordiv(head_index, fold.const(group)), "batch": entry}
 
 
 def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1) -> Index:

@@ -14,6 +14,7 @@ from attnc.compiler.analysis.arrays import spread
 from attnc.compiler.analysis.box_values import FALSE, TRUE
 from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
 from attnc.compiler.ir import Index
+from attnc.compiler.planning.row_keys import RowKeys
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
@@ -111,6 +112,28 @@ def find_seen_keys(
     starts, ends = (np.concatenate(side) for side in zip(*stretches, strict=True))
     order = np.argsort(starts)
     return SeenKeys(*_joined(starts[order], ends[order]), keys[part], np.ascontiguousarray(mask[:, part]))
+
+
+def seen_by_rows(keys: RowKeys, rows: tuple[int, int], n_k: int) -> SeenKeys:
+    """Return the keys that rows at the positions `rows[0] .. rows[1]` see among `n_k`, by formulas."""
+    ranges = [np.array(keys.at(row, n_k), dtype=np.int64).reshape(-1, 2) for row in range(*rows)]
+    cuts = np.unique(np.concatenate(ranges))
+    first, stop = cuts[:-1], cuts[1:]  # every row sees all keys of a stretch, or none
+    mask = np.array([_inside(first, starts_and_stops) for starts_and_stops in ranges]).reshape(len(ranges), len(first))
+    of_all = mask.all(axis=0)
+    part = mask.any(axis=0) & ~of_all
+    lengths = (stop - first)[part]
+    return SeenKeys(
+        *_joined(first[of_all], stop[of_all]),
+        spread(first[part], stop[part]),
+        np.ascontiguousarray(np.repeat(mask[:, part], lengths, axis=1)),
+    )
+
+
+def _inside(points: Int64, ranges: Int64) -> Mask:
+    """Return for each point whether one of the sorted disjoint ranges (n, 2) holds it."""
+    inside: Mask = np.searchsorted(ranges.ravel(), points, side="right") % 2 == 1
+    return inside
 
 
 def _states(relation: Index, rows: tuple[int, int], first: Int64, stop: Int64) -> NDArray[np.int8]:

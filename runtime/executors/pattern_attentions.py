@@ -27,6 +27,7 @@ from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
 from attnc.runtime.executors.executor_protocol import Pair, PartRunner
 from attnc.runtime.executors.selections.call_selections import CallSelections
 from attnc.runtime.executors.selections.planned import blank_choices_of, plan_of_choices
+from attnc.runtime.executors.selections.prepared import PreparedSelections
 from attnc.runtime.executors.selections.sequences import alone as alone_in_call
 from attnc.runtime.executors.selections.sequences import by_sequence
 from attnc.runtime.planning.branch_relations import BranchRelations
@@ -51,6 +52,9 @@ class PatternAttentions(BranchRelations):
         self._strict = strict
         self._tuned = tuned
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
+        self._prepared: Recent[PreparedSelections] = Recent(
+            SETTINGS.plans, SETTINGS.plan_bytes, lambda prepared: prepared.nbytes
+        )
         self.stateful = _stateful(pattern, strict) if pattern.stateful else []
         """The recurrences of the pattern's branches with a state, each separately."""
         if strict:
@@ -129,7 +133,7 @@ class PatternAttentions(BranchRelations):
             (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
         )
         check_alignment(pattern, call.sizes)
-        choices = CallSelections(pattern, call, (call.q, call.k, call.v), call.real)
+        choices = CallSelections(pattern, call, (call.q, call.k, call.v), call.real, kept=self._prepared)
         if last >= 0:
             choices = self._run_nodes(call, runner, pattern.nodes[: last + 1])
         choices.asking({item.given for item in pattern.selections})
@@ -145,11 +149,17 @@ class PatternAttentions(BranchRelations):
             known |= self.by_branch([runner.recurrence(recurrence, call)[0] for recurrence in self.stateful])
         else:
             known |= call.states
-        choices = CallSelections(self._pattern, call, (call.q, call.k, call.v), known, strict=self._strict)
+        vectors = call.q, call.k, call.v
+        choices = CallSelections(self._pattern, call, vectors, known, strict=self._strict, kept=self._prepared)
         for node in self._pattern.nodes if nodes is None else nodes:
-            asking = choices.asking(content_masks([node.visible, *values_of(node)]))
-            known[output(node).name], known[output_lse(node).name] = self._node(node, asking, runner, known)
+            asking = choices.asking(self._masks_read[node.name]) if self._pattern.selections else call
+            known[node.name], known[f"{node.name}.lse"] = self._node(node, asking, runner, known)
         return choices
+
+    @cached_property
+    def _masks_read(self) -> Mapping[str, set[ir.Tensor]]:
+        """The truth tensors that each attention reads, by its name."""
+        return {node.name: content_masks([node.visible, *values_of(node)]) for node in self._pattern.nodes}
 
     def by_branch(self, outs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the outputs of `stateful` by branch name, with the members of a family stacked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from attnc.runtime.values.pair_blocks import (
     PairMask,
 )
 from attnc.runtime.values.scaled import Quantity, ScaledTensor
+from attnc.runtime.values.window_forms import form_of_window
 
 S = TypeVar("S", np.int64, np.float64, np.bool_)
 
@@ -40,6 +41,8 @@ class ExactBlockValues:
         self.operands = operands
         self.block = block
         self.loops = loops
+        self._axes: dict[ir.Value | ir.Index, tuple[bool, ...]] = {}
+        self._active: dict[tuple[bool, ...], PairMask] = {}
 
     def holds(self, condition: ir.Index) -> PairMask:
         """Return where a condition holds: (heads or 1, rows or 1, keys or 1)."""
@@ -79,6 +82,12 @@ class ExactBlockValues:
 
     def axes(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         """Return for each pair dimension whether a node depends on it."""
+        axes = self._axes.get(node)
+        if axes is None:
+            axes = self._axes[node] = self._axes_of(node)
+        return axes
+
+    def _axes_of(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         read = reads(node)
         axes = [False] * self.loops.depth + [self.differs_by_head(read), "q" in read, "k" in read]
         for value in self.loops.of(node).values():
@@ -94,8 +103,13 @@ class ExactBlockValues:
 
     def active(self, node: ir.Value | ir.Index) -> PairMask:
         """Return the active pairs, reduced to the pair dimensions that a node reads."""
-        unread = tuple(i for i, read in enumerate(self.axes(node)) if not read)
-        return np.asarray(self.over_loops(self.block.active).any(axis=unread, keepdims=True))
+        axes = self.axes(node)
+        active = self._active.get(axes)
+        if active is None:
+            unread = tuple(i for i, read in enumerate(axes) if not read)
+            active = np.asarray(self.over_loops(self.block.active).any(axis=unread, keepdims=True))
+            self._active[axes] = active
+        return active
 
     def constant(self, value: float) -> Tensor:
         """Return a number with pair dimensions of size one."""
@@ -113,7 +127,8 @@ class ExactBlockValues:
         block, axes = self.block, self.axes(node)
         active, bound = self.active(node), self.loops.of(node)
         places = block.rows if axes[-2] else block.rows[:1], block.keys if axes[-1] else block.keys[:1]
-        counts, origins = (block.window.n_q, block.window.n_k), self.operands.origins
+        counts = block.window.n_q, block.window.n_k
+        origins, masks = self.operands.origins, self.operands.masks
         heads = np.array(block.heads if axes[-3] else block.heads[:1])
         parts = []
         for at in self._evaluated_at_once(node, heads):
@@ -121,13 +136,15 @@ class ExactBlockValues:
             entry, head = self._entries_and_heads(heads[at])
             if at.stop - at.start == 1:
                 variables = {v: x[..., 0, :, :] for v, x in variables.items()}
-                pairs = PairLanes(*places, variables, head_active[..., 0, :, :], counts, origins)
-                parts.append(evaluate(pairs, self._specialised(node, int(entry[0]), int(head[0])))[..., None, :, :])
+                specialised, lengths = self._specialised(node, int(entry[0]), int(head[0]))
+                pairs = PairLanes(*places, {**variables, **lengths}, head_active[..., 0, :, :], counts, origins, masks)
+                parts.append(evaluate(pairs, specialised)[..., None, :, :])
                 continue
             variables |= {_HEAD: head[:, None, None], _ENTRY: entry[:, None, None]}
             one_entry = int(entry[0]) if entry[0] == entry[-1] else _ENTRY
-            pairs = PairLanes(*places, variables, head_active, counts, origins)
-            part = evaluate(pairs, self._specialised(node, one_entry, _HEAD))
+            specialised, lengths = self._specialised(node, one_entry, _HEAD)
+            pairs = PairLanes(*places, {**variables, **lengths}, head_active, counts, origins, masks)
+            part = evaluate(pairs, specialised)
             shape = np.broadcast_shapes(part.shape, (len(head), 1, 1))
             parts.append(part if part.shape == shape else np.array(np.broadcast_to(part, shape)))
         return np.concatenate(parts, -3) if len(parts) > 1 else parts[0]
@@ -144,16 +161,22 @@ class ExactBlockValues:
         size, first = self.operands.entry_heads, self.block.batch
         return (np.full_like(heads, first), heads) if size is None else (first + heads // size, heads % size)
 
-    def _specialised(self, node: ir.Index, entry: int | ir.Var, head: int | ir.Var) -> ir.Index:
-        """Return an exact expression specialised to the block's window, a batch entry and a head, from the cache."""
+    def _specialised(
+        self, node: ir.Index, entry: int | ir.Var, head: int | ir.Var
+    ) -> tuple[ir.Index, Mapping[ir.Var, Int64]]:
+        """Return an exact expression for the block's window, a batch entry and a head, with sizes that it reads."""
         block, operands = self.block, self.operands
-        key = (node, block.index_window, entry, head)
+        window, group = block.index_window, operands.group
+        form = form_of_window(node, operands.sizes, window, entry, head, group)
+        if form is not None:
+            return form
+        key = (node, window, entry, head)
         specialised = operands.specialised.get(key)
         if specialised is None:
-            window, at = block.index_window, {"batch": entry, "head": head, "group": operands.group}
+            at = {"batch": entry, "head": head, "group": group}
             specialised = specialise(node, operands.sizes, operands.slices, window, **at)  # type: ignore[arg-type]
             operands.specialised[key] = specialised
-        return specialised
+        return specialised, {}
 
 
 def select_heads(array: NDArray[S], heads: slice) -> NDArray[S]:

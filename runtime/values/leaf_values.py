@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir.array_evaluator import WORD
 from attnc.compiler.ir.value_nodes import is_own
 from attnc.runtime.process.device_constants import on_device
 from attnc.runtime.values.exact_block_values import ExactBlockValues
@@ -38,7 +39,11 @@ class LeafValues(ExactBlockValues):
 
     def ratio(self, node: ir.Ratio) -> Tensor:
         """Return an exact ratio. Raises EvaluationError for an active pair whose divisor is zero."""
-        num, den = self.floats(node.num), self.floats(node.den)
+        num = self.floats(node.num)
+        if isinstance(node.den, ir.Const) and 0 < node.den.value < WORD:
+            quotient = np.where(self.active(node.num), num, 1) / float(node.den.value)
+            return on_device(quotient, self.operands.device, self.operands.dtype)
+        den = self.floats(node.den)
         active = self.active(node.num) & self.active(node.den)
         if (self.active(node) & (den == 0)).any():
             raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")

@@ -28,7 +28,8 @@ class Operands:
     exponentials keep a separate exponent, so that quotients of large exponentials stay finite. `looks_up`: inner
     products with vectors that pairs select from a real input may be computed once per vector and gathered.
     `entry_heads`: the number of query heads per batch entry, where q, k and v of a block hold several batch entries,
-    beginning with the block's, folded into the heads; None where a block holds one entry.
+    beginning with the block's, folded into the heads; None where a block holds one entry. `masks`: the bool tensors
+    whose shapes alone `slices` knows, by name.
     """
 
     q: Sequence[Tensor]
@@ -44,8 +45,11 @@ class Operands:
     exponents: bool = True
     looks_up: bool = False
     entry_heads: int | None = None
+    masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     specialised: dict[object, ir.Index] = field(default_factory=dict, compare=False)
     """Cache of exact expressions, specialised to a window, a batch entry and a head."""
+    tables: dict[object, object] = field(default_factory=dict, compare=False)
+    """Results of reductions by value of the variable that they depend on, for all blocks; see `values.tabulated`."""
 
     @property
     def group(self) -> int:

@@ -1,7 +1,8 @@
 """Reductions of floating-point values over a range of a variable: Σ, min and max with ends that may differ by pair.
 
-A range is reduced in one of four ways: as a difference of prefix sums, by adding each term once where the ranges are
-disjoint, once for all rows or keys that share their ends, or with a leading dimension for the variable.
+A reduction that depends on one variable of the loops around it is looked up in a table. Any other is made in one of
+four ways: as a difference of prefix sums, by adding each term once where the ranges are disjoint, once for all rows or
+keys that share their ends, or with a leading dimension for the variable.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import fold
-from attnc.compiler.ir.rewrite import substitute_value, variables
+from attnc.compiler.ir.rewrite import renamed, variables
 from attnc.compiler.ir.value_nodes import rank, reads
 from attnc.runtime.values.masked_reductions import (
     NEUTRAL,
@@ -38,6 +39,7 @@ from attnc.runtime.values.sums import (
     numbered,
     ranges,
 )
+from attnc.runtime.values.tabulated import tabulated
 from attnc.runtime.values.widths import Widths
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ AT_ONCE = 1 << 23
 
 def reduce_range(values: BlockValues, node: ir.ValueReduce) -> Quantity:
     """Reduce over a range by the cheapest way that applies."""
+    table = tabulated(values, node)
+    if table is not None:
+        return table
     low, high = values.integers(node.low), values.integers(node.high)
     active = values.active(node.low) & values.active(node.high) & (low < high)
     if not active.any():
@@ -111,7 +116,7 @@ def _difference_of_prefix_sums(
         replace(block, rows=rows, keys=block.keys[:1], active=active, running=True, visible=None),
         replace(values.operands, dtype=torch.float64),
     )
-    terms = inner.of(substitute_value(node.body, {node.var: fold.place("q")}))
+    terms = inner.of(renamed(node.body, node.var, fold.place("q")))
     terms = terms.expand(heads, len(rows), 1)[..., 0]
     ends = values.tensor(low - first), values.tensor(high - first)
     return ranges(terms, *ends).to(values.operands.dtype)
@@ -141,7 +146,7 @@ def _sum_disjoint_ranges(
     active = np.any([number < count for number in numbers], 0)
     active = np.broadcast_to(active[None, :, None], (heads, len(rows), 1))
     inner = values.on_block(replace(block, rows=rows, keys=block.keys[:1], active=active, running=True, visible=None))
-    terms = inner.of(substitute_value(node.body, {node.var: fold.place("q")}))[:, :, 0]
+    terms = inner.of(renamed(node.body, node.var, fold.place("q")))[:, :, 0]
     terms = terms.expand(max(heads, pairs[0]), *terms.shape[1:])
     terms = torch.where(append_tensor_dims(values.tensor(active[..., 0]), rank(node)), terms, 0)
     sums = added_up(terms, values.tensor(np.array(numbers)), count)
@@ -197,10 +202,19 @@ def _reduce_loop(values: BlockValues, node: ir.ValueReduce) -> Quantity:
 
 def _reduce_in_loop(values: BlockValues, node: ir.ValueReduce, low: Int64, high: Int64) -> Quantity:
     """Reduce with a leading dimension for the variable, in parts where all terms exceed AT_ONCE."""
-    count = int((high - low).max())
+    count, low = int((high - low).max()), _without_constant_dims(low)
     step = max(1, AT_ONCE // max(_term_size(values, node, low, high), 1))
     parts = [_reduce_part(values, node, low, high, i, min(i + step, count)) for i in range(0, count, step)]
     return combine_parts(node.op, parts)
+
+
+def _without_constant_dims(low: Int64) -> Int64:
+    """Shrink every dimension along which the first terms are alike to size one: the variable takes the same values."""
+    for axis, size in enumerate(low.shape):
+        first = low.take([0], axis)
+        if size > 1 and (low == first).all():
+            low = first
+    return low
 
 
 def _term_size(values: BlockValues, node: ir.ValueReduce, low: Int64, high: Int64) -> int:

@@ -18,14 +18,19 @@ from attnc.runtime.values.sums import gathered
 AT_ONCE = 16
 """Terms of a matrix product that take about as long as moving one number: a gather, or an elementwise product."""
 
+_BLOCK_DIMS = 4
+"""Dimensions of vectors over one block: heads, rows, keys and the head dimension; loops come before them."""
+
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """Return the inner product over the last dimension, by a matrix product where each side has dimensions alone."""
-    for a, b in ((left, right), (right, left)):
-        if a.shape[-2] == 1 and b.shape[-3] == 1:
-            return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
     dims = range(left.ndim - 1)
-    rows, columns = _apart(left.shape, right.shape), _apart(right.shape, left.shape)
+    rows, columns = _apart(left.shape[:-1], right.shape[:-1]), _apart(right.shape[:-1], left.shape[:-1])
+    loops = range(left.ndim - _BLOCK_DIMS)
+    if not any(i in loops for i in (*rows, *columns)):  # else a batch of products would repeat vectors for every loop
+        for a, b in ((left, right), (right, left)):
+            if a.shape[-2] == 1 and b.shape[-3] == 1:
+                return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
     if not (rows and columns):
         return (left * right).sum(-1)
     order = [*(i for i in dims if i not in rows and i not in columns), *rows, *columns]

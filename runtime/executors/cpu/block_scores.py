@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from attnc.compiler.analysis.translation import is_difference
 from attnc.compiler.ir import Value
 from attnc.compiler.ir.derivatives import derivatives
-from attnc.compiler.ir.value_nodes import additive, extra_of, reads
+from attnc.compiler.ir.value_nodes import Additive, additive, extra_of, reads
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.executors.cpu.block_work import BlockResults
@@ -40,8 +40,7 @@ class Scores:
         self._operands = operands
         self.node = relations.pattern.attend
         self.extra_logit = extra_of(self.node)
-        self._additive = additive(self.node.score)
-        self._slides = self._additive is not None and is_difference(self._additive.bias)
+        self._additive, self._slides = _form(self.node.score)
 
     def of(self, block: RowBlock, q: Tensor, k: Tensor) -> Tensor:
         """Compute scores (heads, rows, keys) with vectors q (heads, rows, dk) and k (heads, keys, dk).
@@ -114,6 +113,13 @@ class Scores:
         pairs = PairBlock(block.batch, block.heads, block.window, rows, np.zeros(1, dtype=np.int64), active)
         logit = BlockValues(self._operands, pairs, {"q": q[:, :, None]}).logit(self.extra_logit)
         return logit.expand(q.shape[:2])
+
+
+@lru_cache(64)
+def _form(score: Value) -> tuple[Additive | None, bool]:
+    """Return a score as a multiple of `dot(q, k)` and a bias, and whether the bias depends on `q - k` alone."""
+    parts = additive(score)
+    return parts, parts is not None and is_difference(parts.bias)
 
 
 def with_extra(scores: Scores, block: RowBlock, q: Tensor, results: BlockResults) -> BlockResults:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler.ir import Attend
+from attnc.compiler.ir import Attend, Pattern
 from attnc.compiler.ir.value_nodes import is_plain, is_scored
 from attnc.compiler.lowering.specialise import Window
-from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.documents import whole
+from attnc.compiler.planning.row_keys import RowKeys, find_row_keys
+from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys, seen_by_rows
 from attnc.runtime.call.caches import Cache
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.executors.cpu import flash_kernel, hidden_values
@@ -57,9 +59,9 @@ class SharedKeys:
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """The visible keys of a call, and the kind of its attention."""
+    """The visible keys of a call, and the kind of its attention; `relations` is None where scores read none."""
 
-    relations: Relations
+    relations: Relations | None
     parts: tuple[SharedKeys, ...]
     is_plain: bool
     is_scored: bool
@@ -67,15 +69,59 @@ class Looked:
 
 def look(planner: Planner, sizes: TensorSizes, inputs: Mapping[str, object]) -> Looked:
     """Find the visible keys of a call; parts are cached. Raises what planning raises, and EvaluationError."""
-    shape = call_shape(planner.pattern, sizes, inputs)
-    relations = relations_of(planner.pattern, shape)  # per call: it holds inputs that only scores read
-    parts = planner.kept(("parts", sizes), shape, lambda: _parts(relations))
-    plain, is_softmax = planner.remembered("kind", lambda: _kind(planner.pattern.attend))
+    pattern = planner.pattern
+    plain, is_softmax = planner.remembered("kind", lambda: _kind(pattern.attend))
+    shape = call_shape(pattern, sizes, inputs)
+    rows = _row_parts(planner, sizes)
+    if rows is not None and plain and not pattern.requirements:
+        return Looked(None, rows.of(shape), plain, is_softmax)
+    relations = relations_of(pattern, shape)  # per call: it holds inputs that only scores read
+    parts = planner.kept(("parts", sizes), shape, lambda: _parts(relations)) if rows is None else rows.of(shape)
     return Looked(relations, parts, plain, is_softmax)
 
 
 def _kind(node: Attend) -> tuple[bool, bool]:
     return is_plain(node), is_scored(node)
+
+
+class _RowParts:
+    """The visible keys of rows by formulas of their positions; those of the last call are kept for the next layer."""
+
+    def __init__(self, pattern: Pattern, keys: RowKeys) -> None:
+        self._align = pattern.align
+        self._keys = keys
+        self._last: tuple[CallShape, tuple[SharedKeys, ...]] | None = None
+
+    def of(self, shape: CallShape) -> tuple[SharedKeys, ...]:
+        """Return the visible keys of a call, all of whose heads and batch entries see the same ones."""
+        last = self._last
+        if last is not None and _sees_alike(last[0], shape):
+            return last[1]
+        window = whole(shape.n_q, shape.n_k, self._align)
+        window = window if shape.shift is None else replace(window, shift=shape.shift)
+        seen = seen_by_rows(self._keys, (window.shift, window.shift + window.n_q), window.n_k)
+        everyone = tuple(range(shape.batch)), tuple(range(shape.heads))
+        parts = (SharedKeys(*everyone, window, seen),) if seen.count else ()
+        self._last = shape, parts
+        return parts
+
+
+def _sees_alike(one: CallShape, other: CallShape) -> bool:
+    sizes, other_sizes = ((x.n_q, x.n_k, x.batch, x.heads, x.shift) for x in (one, other))
+    return sizes == other_sizes
+
+
+def _row_parts(planner: Planner, sizes: TensorSizes) -> _RowParts | None:
+    """Return the visible keys by formulas of positions; None for other patterns."""
+    pattern, heads, group = planner.pattern, sizes.heads, max(sizes.heads // max(sizes.kv_heads, 1), 1)
+    if pattern.documents is not None or not (sizes.n_q and heads):
+        return None
+
+    def make() -> _RowParts | None:
+        keys = find_row_keys(pattern.attend.visible, heads, group)
+        return None if keys is None else _RowParts(pattern, keys)
+
+    return planner.remembered(("row keys", heads, group), make)
 
 
 def _parts(relations: Relations) -> tuple[SharedKeys, ...]:
@@ -96,6 +142,7 @@ def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequen
     relations, parts = looked.relations, looked.parts
     if looked.is_plain:
         return _by_kernel(q, cache, parts, scale)
+    assert relations is not None
     k, v = cache.placeholders(cache.lengths[0])
     vectors = q.unbind(0), k.unbind(0), v.unbind(0)
     scores = Scores(relations, operands_of(relations, scale, vectors, inputs)) if looked.is_scored else None

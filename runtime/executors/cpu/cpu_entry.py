@@ -133,13 +133,13 @@ class CpuExecutor:
     def attention(self, planner: Planner, call: CallArguments, known: Mapping[str, Tensor]) -> Pair:
         """Run one attention by the path made for it."""
         node = planner.pattern.attend
-        pooled = pooled_keys(node) if call.q.numel() and call.k.numel() else None
-        if pooled is not None:
+        plain, pooled = planner.part(_plain_and_pooled)
+        if pooled is not None and call.q.numel() and call.k.numel():
             keys = pooled_tensors(planner, call, known, pooled)
             return keys.of_scores(
                 _among_selected(planner, replace(call, k=keys.k, v=keys.v, scale=keys.scale, known_sizes=call.sizes))
             )
-        if is_plain(node):
+        if plain:
             return _among_selected(planner, call)
         if planner.pattern.selections or node.keys is not None:
             plan = listed.plan_of(planner, call) or cpu_plans(planner).plan(call.sizes, call.inputs)
@@ -199,6 +199,12 @@ class _PlainCall(NamedTuple):
             return cast("Triple", results)
         with profiled(self.planned.plan.pattern, "backward"):
             return self.planned.backward(grad_out, grad_lse, kept)
+
+
+def _plain_and_pooled(planner: Planner) -> tuple[bool, PooledKeys | None]:
+    """Return whether an attention's scores are `scale * dot(q, k)`, and the pooled keys that make them so."""
+    node = planner.pattern.attend
+    return is_plain(node), pooled_keys(node)
 
 
 def _plain(planner: Planner, call: CallArguments) -> Pair:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis.keeping import most_kept
-from attnc.compiler.passes.attentions import choosing, content_masks_of_selection
-from attnc.compiler.passes.chosen_counts import with_counts
+from attnc.compiler.passes.attentions import content_masks_of_selection
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.call.call_inputs import CallInputs
-from attnc.runtime.call.call_shapes import blank_choices
-from attnc.runtime.call.tensor_checks import call_shape
+from attnc.runtime.call.call_shapes import input_array
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
 from attnc.runtime.executors.selections.choose import Choosing
-from attnc.runtime.planning.plans import relations_of
+from attnc.runtime.executors.selections.prepared import PreparedSelections, prepared_for
+from attnc.runtime.process.recent import Recent
 from attnc.runtime.values.pair_blocks import Operands
 
 
@@ -27,6 +27,7 @@ class CallSelections:
     """The selections of one call, by name.
 
     `known`: inputs and outputs of attentions, by name, as they become available; `found`: selections computed so far.
+    `kept`: selections prepared for earlier calls of the same pattern.
     """
 
     pattern: ir.Pattern
@@ -35,6 +36,8 @@ class CallSelections:
     known: Mapping[str, Tensor]
     found: dict[str, Tensor] = field(default_factory=dict)
     strict: bool = False
+    kept: Recent[PreparedSelections] = field(default_factory=partial(Recent, 1))
+    _tables: dict[object, object] = field(default_factory=dict)
 
     def asking(self, read: set[ir.Tensor]) -> CallInputs:
         """Return the call, completed with the selections whose bool tensors are in `read`."""
@@ -46,30 +49,38 @@ class CallSelections:
 
     def _chosen(self, item: ir.Selection) -> Tensor:
         call = self.asking(content_masks_of_selection(item))
-        pattern = choosing(self.pattern, item)
-        item, counts = with_counts(item, self.pattern.selections)
-        count_tensors = {count.name: self.found[source.name].sum(-1) for count, source in counts.items()}
-        inputs = call.inputs if content_masks_of_selection(item) else blank_choices(self.pattern, call.inputs)
-        shape = replace(call_shape(pattern, call.sizes, inputs), n_k=call.sizes.n_k, shift=None)
-        relations = relations_of(pattern, shape)
-        q, k, v = (x.detach() for x in self.vectors)
+        prepared = self._prepared.of(item, call)
+        counts = {count.name: self.found[source.name].sum(-1) for count, source in prepared.counts.items()}
+        masks = {tensor for tensor in content_masks_of_selection(item) if tensor.name in self.found}
         operands = Operands(
-            q.unbind(0),
-            k.unbind(0),
-            v.unbind(0),
-            {**{name: x.detach() for name, x in self.known.items()}, **count_tensors},
-            relations.sizes,
-            relations.slices,
+            *self._entries,
+            {**{name: x.detach() for name, x in self.known.items()}, **counts},
+            prepared.relations.sizes,
+            prepared.slices,
             call.scale,
-            lse_dtype(q.dtype),
+            lse_dtype(self.vectors[0].dtype),
             self.pattern.origins,
             spaced=item.items is not None,
+            masks={tensor.name: input_array(self.pattern, tensor, call.inputs[tensor.name]) for tensor in masks},
+            specialised=prepared.specialised,
+            tables=self._tables,
         )
-        selector = Choosing(item, relations, call.sizes, operands, q.device)
+        selector = Choosing(prepared, operands, self.vectors[0].device)
         if self.strict:
-            self._check_count(item, selector.places)
+            self._check_count(item, prepared.places)
         with torch.no_grad():
             return selector.choose()
+
+    @cached_property
+    def _prepared(self) -> PreparedSelections:
+        """The part of the selections that depends on the call's sizes and inputs, kept for calls that share them."""
+        return prepared_for(self.kept, self.pattern, self.given)
+
+    @cached_property
+    def _entries(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+        """Per batch entry q, k and v, without gradients: the same tensors for every selection, which share results."""
+        q, k, v = (x.detach().unbind(0) for x in self.vectors)
+        return q, k, v
 
     def _check_count(self, item: ir.Selection, places: int) -> None:
         """Raise ArgumentError if the selection would keep every block, so that it has no effect."""

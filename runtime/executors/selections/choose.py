@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.ir.value_nodes import rank, ranking, reads
+from attnc.compiler.ir.value_nodes import rank, ranking
 from attnc.compiler.lowering.specialise import Window
-from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.call.asking import surely_all
-from attnc.runtime.call.tensor_checks import TensorSizes, number
+from attnc.runtime.call.tensor_checks import TensorSizes
 from attnc.runtime.executors.selections.few import (
     are_few,
     few,
     scored,
     scores_candidates,
 )
-from attnc.runtime.executors.selections.head_sums import bind_current_head, head_sums, summed
+from attnc.runtime.executors.selections.head_sums import HeadSum, summed
+from attnc.runtime.executors.selections.prepared import PreparedSelection
 from attnc.runtime.executors.selections.ranking import kept
 from attnc.runtime.executors.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.process.device_constants import on_device
@@ -35,9 +35,7 @@ from attnc.runtime.values.pair_blocks import Operands, PairBlock, PairMask
 class Choosing:
     """One selection of one call; `operands` carry no gradients."""
 
-    selection: ir.Selection
-    relations: Relations
-    sizes: TensorSizes
+    prepared: PreparedSelection
     operands: Operands
     device: torch.device
 
@@ -46,7 +44,7 @@ class Choosing:
 
         Raises EvaluationError if an exact part is undefined.
         """
-        if not _has_quotients(self.selection.score):
+        if not self.prepared.has_quotients:
             return replace(self, operands=replace(self.operands, exponents=False))._choose()
         return self._choose()
 
@@ -61,9 +59,8 @@ class Choosing:
 
     def _cut(self) -> Iterator[range]:
         """Yield the batch entries to compute at once: as many as fit one block of rows."""
-        summed_ = any(True for _ in head_sums(self.selection.score))
-        scores = self._rows * self.places * (self.sizes.heads if summed_ else len(self._heads))
-        scores *= _width(self.selection.score, self.operands)
+        scores = self._rows * self.places * (self.sizes.heads if self.prepared.sums else len(self._heads))
+        scores *= self._width
         vectors = max(self.sizes.n_q, self.sizes.n_k) * self.sizes.heads * max(self._head_dim, 1)
         return entries_at_once(self.sizes.batch, max(scores, vectors), self._most)
 
@@ -77,19 +74,23 @@ class Choosing:
         return max((x[0].shape[-1] for x in (self.operands.q, self.operands.v) if len(x)), default=0)
 
     @property
-    def _named(self) -> Mapping[str, int]:
-        return self.relations.shape.sizes
+    def selection(self) -> ir.Selection:
+        """The selection, with counts of earlier selections as inputs."""
+        return self.prepared.item
+
+    @property
+    def sizes(self) -> TensorSizes:
+        """The sizes of the call."""
+        return self.prepared.sizes
 
     @property
     def _rows(self) -> int:
-        rows = self.selection.rows
-        return self.sizes.n_q if rows is None else max(number(rows, self.sizes, self._named), 0)
+        return self.prepared.rows
 
     @property
     def places(self) -> int:
         """Number of blocks (or tokens) among which rows select."""
-        items = self.selection.items
-        return self.sizes.n_k if items is None else max(number(items, self.sizes, self._named), 0)
+        return self.prepared.places
 
     @property
     def _heads(self) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ class Choosing:
 
     def _of_entries(self, entries: range) -> Tensor:
         """Return the selection of some batch entries, bool (entries, deciding heads, rows, blocks)."""
-        (window,) = self.relations.windows(entries.start)
+        (window,) = self.prepared.relations.windows(entries.start)
         rows, places, deciding = self._rows, self.places, len(self._heads)
         if not (rows and places and deciding):
             return torch.zeros((len(entries), deciding, rows, places), dtype=torch.bool, device=self.device)
@@ -116,23 +117,36 @@ class Choosing:
     def _of_heads(self, batch: int, window: Window, heads: tuple[int, ...], all_heads: tuple[int, ...]) -> Tensor:
         """Compute the selection of some heads, bool (heads, rows, blocks), in blocks of rows."""
         rows, places = self._rows, self.places
-        hoisted = self._hoisted(batch, window, heads)
-        sums = list(head_sums(self.selection.score))
-        terms = [bind_current_head(node) for node, _ in sums]
-        hoisted_terms = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
+        hoisted = self._hoisted(batch, window, heads, all_heads)
+        sums = [head_sum for head_sum in self.prepared.sums if not self._is_of_columns(head_sum)]
+        constants = [self._of_columns(batch, window, all_heads, x.free_of_rows) for x in sums]
         wide = len(all_heads) if sums else len(heads)
-        max_scores = self._most // _width(self.selection.score, self.operands)
+        max_scores = self._most // self._width
         step = rows if self.selection.pairs else max(max_scores // (places * wide), 1)
-        entries = len(all_heads) // max(self.sizes.heads, 1)
         parts = []
         for start in range(0, rows, step):
             block = self._block(batch, window, heads, start, min(start + step, rows))
-            precomputed = dict(hoisted)
-            for (node, over), (condition, term), constants in zip(sums, terms, hoisted_terms, strict=True):
-                term_values = self._terms(replace(block, heads=all_heads), node, condition, term, constants)
-                precomputed[node] = summed(node, over, term_values, self.operands.group, len(heads), entries)
-            parts.append(self._of_rows(block, precomputed))
+            parts.append(self._of_rows(block, {**hoisted, **self._summed(block, all_heads, sums, constants)}))
         return torch.cat(parts, 1)
+
+    def _is_of_columns(self, head_sum: HeadSum) -> bool:
+        """Check whether a sum over heads is part of a value that depends on no row."""
+        of_columns: set[object] = {below for node in self.prepared.free_of_rows for below in node.below}
+        return head_sum.node in of_columns
+
+    def _summed(
+        self,
+        block: PairBlock,
+        all_heads: tuple[int, ...],
+        sums: Sequence[HeadSum],
+        constants: Sequence[Mapping[ir.Value, Tensor]],
+    ) -> dict[ir.Value, Tensor]:
+        """Compute sums over heads for every row and block; `constants`: parts of their terms computed already."""
+        entries, results = len(all_heads) // max(self.sizes.heads, 1), dict[ir.Value, Tensor]()
+        for head_sum, known in zip(sums, constants, strict=True):
+            terms = self._terms(replace(block, heads=all_heads), head_sum, known)
+            results[head_sum.node] = summed(head_sum, terms, self.operands.group, len(block.heads), entries)
+        return results
 
     def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> PairBlock:
         """Return the pair block of rows `start` to `stop` with every selectable block."""
@@ -147,6 +161,8 @@ class Choosing:
         whole = BlockValues(self.operands, block)
         holds = whole.holds(selection.candidates)
         candidates = np.broadcast_to(holds, (holds.shape[0], *shape[1:]))
+        if not candidates.any():
+            return self._with_always(whole, torch.zeros(shape, dtype=torch.bool, device=self.device))
         if not known and self.device.type == "cpu" and scores_candidates(selection):
             apart = self._entries_apart(block, candidates)
             if len(apart) > 1:
@@ -194,61 +210,42 @@ class Choosing:
         values = BlockValues(replace(self.operands, dtype=torch.float64), block, precomputed=nodes)
         return values.of(self.selection.keep) != 0
 
-    def _terms(
-        self,
-        block: PairBlock,
-        node: ir.ValueReduce,
-        condition: ir.Index,
-        term: ir.Value,
-        precomputed: Mapping[ir.Value, Tensor],
-    ) -> Tensor:
+    def _terms(self, block: PairBlock, head_sum: HeadSum, precomputed: Mapping[ir.Value, Tensor]) -> Tensor:
         """Compute the terms of a sum over heads for every query head: (Hq, rows, blocks[, width])."""
-        shape = (len(block.heads), len(block.rows), len(block.keys))
-        values, holds = BlockValues(self.operands, block, precomputed=precomputed).where(condition)
-        term_values = values.of(term)
-        term_values = term_values.expand(shape[0], *term_values.shape[1:]) if rank(term) else term_values.expand(shape)
+        shape, extra = (len(block.heads), len(block.rows), len(block.keys)), rank(head_sum.term)
+        values, holds = BlockValues(self.operands, block, precomputed=precomputed).where(head_sum.condition)
+        term_values = values.of(head_sum.term)
+        term_values = term_values.expand(shape[0], *term_values.shape[1:]) if extra else term_values.expand(shape)
         if surely_all(holds):
             return term_values
-        return torch.where(holds.reshape(*holds.shape, *[1] * rank(term)), term_values, NEUTRAL[node.op])
+        return torch.where(holds.reshape(*holds.shape, *[1] * extra), term_values, NEUTRAL[head_sum.node.op])
 
     def _hoisted(
-        self, batch: int, window: Window, heads: tuple[int, ...], root: ir.Value | None = None
+        self, batch: int, window: Window, heads: tuple[int, ...], all_heads: tuple[int, ...]
     ) -> dict[ir.Value, Tensor]:
-        """Compute the parts of the score, or of `root`, that depend on no row, once for all blocks."""
-        nodes = list(_free_of_rows(self.selection.score if root is None else root))
+        """Compute the parts of the score that depend on no row, once for all blocks; sums over heads for all heads."""
+        sums = [head_sum for head_sum in self.prepared.sums if self._is_of_columns(head_sum)]
+        known = self._summed(self._block(batch, window, heads, 0, 1), all_heads, sums, [{}] * len(sums))
+        return self._of_columns(batch, window, heads, self.prepared.free_of_rows, known)
+
+    def _of_columns(
+        self,
+        batch: int,
+        window: Window,
+        heads: tuple[int, ...],
+        nodes: Sequence[ir.Value],
+        known: Mapping[ir.Value, Tensor] | None = None,
+    ) -> dict[ir.Value, Tensor]:
+        """Compute values that depend on no row for every block; `known`: values computed already."""
         if not nodes:
             return {}
-        block = self._block(batch, window, heads, 0, 1)
-        values = BlockValues(self.operands, block)
+        values = BlockValues(self.operands, self._block(batch, window, heads, 0, 1), precomputed=known)
         return {node: values.of(node) for node in nodes}
 
-
-def _width(root: ir.Value, operands: Operands) -> int:
-    """Return the elements per score: the head dimension if a vector differs for every row and block, else 1."""
-    vectors = (node for node in root.below if isinstance(node, ir.Vec) and {"q", "k"} <= reads(node.at))
-    return max(operands.q[0].shape[-1], 1) if any(vectors) else 1
-
-
-def _has_quotients(root: ir.Value) -> bool:
-    """Check whether the value divides by, or takes the logarithm of, an exponential."""
-    quotients = (node for node in root.below if isinstance(node, ir.Apply) and node.op in ("div", "share", "log"))
-    return any(isinstance(operand, ir.Apply) and operand.op == "exp" for node in quotients for operand in node.below)
-
-
-def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
-    """Yield the outermost aggregates in a value that depend on no row."""
-    seen = set[object]()
-    pending: list[object] = [root]
-    while pending:
-        node = pending.pop()
-        if node in seen or not isinstance(node, ir.VALUES):
-            continue
-        seen.add(node)
-        free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.VisibleReduce) for b in node.below)
-        if free and any(isinstance(subexpression, ir.ValueReduce) for subexpression in node.below):
-            yield node
-        elif not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
-            pending.extend(node.children())
+    @property
+    def _width(self) -> int:
+        """Elements per score: the head dimension if a vector differs for every row and block, else 1."""
+        return max(self.operands.q[0].shape[-1], 1) if self.prepared.reads_vectors_by_pair else 1
 
 
 __all__ = ["Choosing"]

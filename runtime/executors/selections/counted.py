@@ -9,7 +9,7 @@ from attnc.compiler.analysis.keeping import most_kept
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.simulation.cpu_choices import Deciding
 from attnc.runtime.call.call_shapes import TensorSizes
-from attnc.runtime.executors.selections.head_sums import bind_current_head, head_sums
+from attnc.runtime.executors.selections.head_sums import head_sums
 from attnc.runtime.executors.selections.score_limits import AT_ONCE
 
 PRODUCT = 64
@@ -21,10 +21,9 @@ Node = ir.Value | ir.Index
 def deciding(item: ir.Selection, sizes: TensorSizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
     """Count the cost of a selection among `items` blocks for `rows` rows, with up to `at_once` scores at a time."""
     sums = list(head_sums(item.score))
-    terms = [bind_current_head(node) for node, _ in sums]
     deciding_heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
-    outer = list(_nodes([item.score], {node for node, _ in sums}))
-    inner = list(_nodes([part for pair in terms for part in pair], ()))
+    outer = list(_nodes([item.score], {head_sum.node for head_sum in sums}))
+    inner = list(_nodes([part for head_sum in sums for part in (head_sum.condition, head_sum.term)], ()))
     tested = [*_nodes([item.candidates, item.always], ()), *(x for x in (*outer, *inner) if not _is_value(x))]
     wide = sizes.heads if sums else deciding_heads
     blocks = -(-rows // (rows if item.pairs else max(at_once // max(items * wide, 1), 1))) if rows else 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import fold
-from attnc.compiler.ir.rewrite import substitute_value
+from attnc.compiler.ir.rewrite import renamed
 from attnc.compiler.ir.value_nodes import reads
 from attnc.compiler.passes.attentions import content_masks
 from attnc.runtime.values.block_values import BlockValues
@@ -69,7 +69,7 @@ def scored(operands: Operands, block: PairBlock, score: ir.Value, candidates: Fe
         block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), active, block.running
     )
     values = BlockValues(operands, listed_block, loops=NO_LOOPS.inside(_PLACE, front))
-    scores = values.of(substitute_value(score, {fold.place("k"): _PLACE}))
+    scores = values.of(renamed(score, fold.place("k"), _PLACE))
     shape = (front.shape[0], len(block.heads), len(block.rows), 1)
     return scores.expand(shape)[..., 0].movedim(0, -1)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from attnc.compiler import ir
 from attnc.compiler.ir import fold
 from attnc.compiler.ir.rewrite import substitute, substitute_value
+from attnc.compiler.ir.value_nodes import reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +18,30 @@ if TYPE_CHECKING:
 Heads = Literal["group", "all"]
 
 
-def head_sums(root: ir.Value) -> Iterator[tuple[ir.ValueReduce, Heads]]:
+@dataclass(frozen=True)
+class HeadSum:
+    """An aggregate over the heads of a group, or over all heads."""
+
+    node: ir.ValueReduce
+    over: Heads
+
+    @cached_property
+    def condition(self) -> ir.Index:
+        """The condition, for the current head."""
+        return substitute(self.node.condition, {self.node.var: fold.head_index("head")})
+
+    @cached_property
+    def term(self) -> ir.Value:
+        """The term, for the current head."""
+        return substitute_value(self.node.body, {self.node.var: fold.head_index("head")})
+
+    @cached_property
+    def free_of_rows(self) -> tuple[ir.Value, ...]:
+        """The outermost aggregates of the term that depend on no row."""
+        return tuple(free_of_rows(self.term))
+
+
+def head_sums(root: ir.Value) -> Iterator[HeadSum]:
     """Yield the outermost aggregates of a value that run over the heads of a group, or over all heads."""
     seen = set[object]()
     pending: list[object] = [root]
@@ -27,7 +53,7 @@ def head_sums(root: ir.Value) -> Iterator[tuple[ir.ValueReduce, Heads]]:
         if isinstance(node, ir.ValueReduce):
             over = _over(node)
             if over is not None:
-                yield node, over
+                yield HeadSum(node, over)
             continue
         pending.extend(node.children())
 
@@ -42,14 +68,25 @@ def _over(node: ir.ValueReduce) -> Heads | None:
     return None
 
 
-def bind_current_head(node: ir.ValueReduce) -> tuple[ir.Index, ir.Value]:
-    """Return the condition and the term of an aggregate over heads, for the current head."""
-    head_of_variable: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
-    return substitute(node.condition, head_of_variable), substitute_value(node.body, head_of_variable)
+def free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
+    """Yield the outermost aggregates in a value that depend on no row."""
+    seen = set[object]()
+    pending: list[object] = [root]
+    while pending:
+        node = pending.pop()
+        if node in seen or not isinstance(node, ir.VALUES):
+            continue
+        seen.add(node)
+        free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.VisibleReduce) for b in node.below)
+        if free and any(isinstance(subexpression, ir.ValueReduce) for subexpression in node.below):
+            yield node
+        elif not isinstance(node, ir.ValueReduce | ir.VisibleReduce):
+            pending.extend(node.children())
 
 
-def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
+def summed(head_sum: HeadSum, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
     """Reduce the terms of all query heads (Hq, …) for each of `heads` deciding heads; both counts include `entries`."""
+    over = head_sum.over
     summed_at_once = group if over == "group" else len(terms) // entries
     grouped_terms = terms.reshape(-1, summed_at_once, *terms.shape[1:])
     fold_: dict[str, Callable[[Tensor], Tensor]] = {
@@ -57,7 +94,7 @@ def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: 
         "max": lambda x: x.amax(1),
         "min": lambda x: x.amin(1),
     }
-    reduced = fold_[node.op](grouped_terms)
+    reduced = fold_[head_sum.node.op](grouped_terms)
     if over == "group" and heads == terms.shape[0]:
         return reduced.repeat_interleave(group, 0)
     if over == "all" and entries > 1:
@@ -65,4 +102,4 @@ def summed(node: ir.ValueReduce, over: Heads, terms: Tensor, group: int, heads: 
     return reduced
 
 
-__all__ = ["Heads", "bind_current_head", "head_sums", "summed"]
+__all__ = ["HeadSum", "Heads", "free_of_rows", "head_sums", "summed"]

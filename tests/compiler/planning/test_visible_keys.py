@@ -13,7 +13,8 @@ import expression_trees as trees
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.live_tiles import TileGrid
 from attnc.compiler.ir import Index, fold
-from attnc.compiler.planning.seen_keys import LEAF, MOST_SLICES, Int64, Mask, SeenKeys, find_seen_keys
+from attnc.compiler.planning.row_keys import find_row_keys
+from attnc.compiler.planning.seen_keys import LEAF, MOST_SLICES, Int64, Mask, SeenKeys, find_seen_keys, seen_by_rows
 from expression_trees import Tree
 from relations import relations
 from tiers import examples
@@ -98,3 +99,20 @@ def test_distant_keys_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None
     n = 1 << 22
     assert find_seen_keys(window, (n - 3, n), n).count == 4098
     assert 0 < sum(looked) <= 4 * LEAF
+
+
+@pytest.mark.parametrize("n_k", [1, 2, 17, 64, 333])
+@pytest.mark.parametrize("rows", [1, 2, 4, 16])
+@pytest.mark.parametrize("sinks", [0, 3])
+def test_formulas_give_the_keys_of_the_search(n_k: int, rows: int, sinks: int) -> None:
+    rows = min(rows, n_k)
+    gap = fold.sub(Q, K)
+    window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(20)))
+    first = fold.conjunction(fold.less(K, fold.const(sinks)), fold.less_equal(K, Q))
+    relation = fold.disjunction(window, first)
+    formulas = find_row_keys(relation, heads=4, group=2)
+    assert formulas is not None
+    searched, given_ = check(relation, (n_k - rows, n_k), n_k), seen_by_rows(formulas, (n_k - rows, n_k), n_k)
+    for name in ("first", "stop", "keys", "mask"):
+        np.testing.assert_array_equal(getattr(given_, name), getattr(searched, name))
+        assert getattr(given_, name).dtype == getattr(searched, name).dtype
