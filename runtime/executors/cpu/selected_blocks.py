@@ -22,6 +22,8 @@ from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.planning.selected_keys import FILLED, BlockKeys, parts_of
 from attnc.compiler.planning.selected_keys import ROWS as TILE
 from attnc.runtime.executors.cpu.work_items import (
+    CAUSAL,
+    EVERYTHING,
     GroupedWork,
     ItemGroup,
     KernelMask,
@@ -126,7 +128,10 @@ class BlockQueries:
         parts = parts_of(head_count, len(self.rows), torch.get_num_threads()) if same_keys else 1
         tokens = self.rows if backward and parts == 1 else _filled(self.rows, parts)
         count = len(self.rows)
-        padding = len(tokens) - count
+        padding, keys = len(tokens) - count, TokenSlice(self.keys)
+        if self.taken is None and self.seen is None and not (backward and padding):
+            rows = GatheredRows(tokens, count)
+            return WorkItem((rows,) * 5, (keys, keys), parts=parts), CAUSAL if self.causal else EVERYTHING
         takes = F.pad(torch.ones(count, dtype=torch.bool) if self.taken is None else self.taken, (0, padding))
         hidden = None if self.taken is None and not padding else ~takes
         visible = KernelMask(None, None if self.taken is None else hidden, causal=self.causal)
@@ -134,7 +139,7 @@ class BlockQueries:
             seen = F.pad(self.seen, (0, 0, 0, padding), value=True)
             additive = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
             visible = visible._replace(additive=additive, blind=~(takes & seen.any(-1)))
-        rows, keys = GatheredRows(tokens, count), TokenSlice(self.keys)
+        rows = GatheredRows(tokens, count)
         queries = rows, rows, GatheredRows(tokens, count, hidden), rows, rows
         return WorkItem(queries, (keys, keys), parts=parts), visible
 
