@@ -39,7 +39,7 @@ class AmongSelected(GroupedWork):
     rest: GatheredRelation
     scale: float
 
-    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor], *, backward: bool) -> Iterator[ItemGroup]:
         """Yield the head groups with their tokens."""
         for lane in self.lanes:
             batches, items = slice(lane.batch, lane.batch + 1), self._items(lane, q.dtype)

@@ -69,7 +69,7 @@ class Masked(GroupedWork):
 
     scale: float
 
-    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor], *, backward: bool) -> Iterator[ItemGroup]:
         """Yield the batch entries whose masks are built at once."""
         (seen,) = inputs
         everywhere = TokenSlice(slice(None))

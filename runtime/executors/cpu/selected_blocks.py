@@ -22,6 +22,8 @@ from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.planning.selected_keys import FILLED, BlockKeys, parts_of
 from attnc.compiler.planning.selected_keys import ROWS as TILE
 from attnc.runtime.executors.cpu.work_items import (
+    CAUSAL,
+    EVERYTHING,
     GroupedWork,
     ItemGroup,
     KernelMask,
@@ -46,7 +48,7 @@ class SelectedBlocks(GroupedWork):
     by_batch: bool = True
     by_heads: bool = True
 
-    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor], *, backward: bool) -> Iterator[ItemGroup]:
         """Yield the head groups of the call with the queries that each block gathers."""
         (selection,) = inputs
         heads, kv_heads = q.shape[1], k.shape[1]
@@ -62,7 +64,7 @@ class SelectedBlocks(GroupedWork):
                 per, per_kv = heads // count, max(kv_heads // count, 1)
                 kv = i * kv_heads // count
                 blocks = gathered(self.places, selected[i], q.shape[2], masks)
-                items = (block.item(per, q.dtype) for block in blocks)
+                items = (block.item(per, q.dtype, backward=backward) for block in blocks)
                 head_range, kv_range = slice(i * per, (i + 1) * per), slice(kv, kv + per_kv)
                 yield ItemGroup(slice(batch, batch + 1), head_range, kv_range, items, keys=order, by_rows=True)
 
@@ -117,12 +119,19 @@ class BlockQueries:
     seen: Tensor | None = None
     taken: Tensor | None = None
 
-    def item(self, head_count: int, dtype: torch.dtype) -> Step:
-        """Return the queries of `head_count` heads and their block as a work item with its mask."""
+    def item(self, head_count: int, dtype: torch.dtype, *, backward: bool) -> Step:
+        """Return the queries of `head_count` heads and their block as a work item with its mask.
+
+        The rows of a forward are padded, so that no bit of a row depends on the number of the others.
+        """
         same_keys = not self.causal and self.seen is None
         parts = parts_of(head_count, len(self.rows), torch.get_num_threads()) if same_keys else 1
-        tokens, count = _filled(self.rows, parts), len(self.rows)
-        padding = len(tokens) - count
+        tokens = self.rows if backward and parts == 1 else _filled(self.rows, parts)
+        count = len(self.rows)
+        padding, keys = len(tokens) - count, TokenSlice(self.keys)
+        if self.taken is None and self.seen is None and not (backward and padding):
+            rows = GatheredRows(tokens, count)
+            return WorkItem((rows,) * 5, (keys, keys), parts=parts), CAUSAL if self.causal else EVERYTHING
         takes = F.pad(torch.ones(count, dtype=torch.bool) if self.taken is None else self.taken, (0, padding))
         hidden = None if self.taken is None and not padding else ~takes
         visible = KernelMask(None, None if self.taken is None else hidden, causal=self.causal)
@@ -130,7 +139,7 @@ class BlockQueries:
             seen = F.pad(self.seen, (0, 0, 0, padding), value=True)
             additive = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
             visible = visible._replace(additive=additive, blind=~(takes & seen.any(-1)))
-        rows, keys = GatheredRows(tokens, count), TokenSlice(self.keys)
+        rows = GatheredRows(tokens, count)
         queries = rows, rows, GatheredRows(tokens, count, hidden), rows, rows
         return WorkItem(queries, (keys, keys), parts=parts), visible
 

@@ -269,8 +269,8 @@ class GroupedWork(ABC):
     scale: float
 
     @abstractmethod
-    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Iterator[ItemGroup]:
-        """Yield the groups of a call; queries of a group are in no other group."""
+    def groups(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor], *, backward: bool) -> Iterator[ItemGroup]:
+        """Yield the groups of a call, for a forward or a backward; queries of a group are in no other group."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """Compute (out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
@@ -289,7 +289,7 @@ class GroupedWork(ABC):
         out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=sums)
         lse = torch.full(q.shape[:3], -math.inf, dtype=sums)
         padded_q, padded_k, padded_v = (flash_kernel.padded(x, width) for x in (q, k, v))
-        for group in self.groups(q, k, inputs):
+        for group in self.groups(q, k, inputs, backward=False):
             queries = padded_q[group.batches, group.heads]
             queries = queries if group.queries is None else queries.index_select(2, group.queries)
             operands = queries, group.of_keys(padded_k), group.of_keys(padded_v)
@@ -313,7 +313,7 @@ class GroupedWork(ABC):
         width = max(x.shape[-1] for x in operands)
         grad_out, q, k, v, out = (flash_kernel.padded(x, width) for x in operands)
         grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=sums) for x in vectors)
-        for group in self.groups(vectors[0], vectors[1], inputs):
+        for group in self.groups(vectors[0], vectors[1], inputs, backward=True):
             do, queries, o, log, to_rows = (group.of_rows(x) for x in (grad_out, q, out, lse, grad_q))
             keys, values, to_keys, to_values = (group.of_keys(x) for x in (k, v, grad_k, grad_v))
             for step in group.items:
