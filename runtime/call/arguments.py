@@ -19,7 +19,7 @@ class CallArguments:
     """The arguments of one call of a pattern.
 
     q (batch, heads, queries, dk), k (batch, kv heads, keys, dk), v (batch, kv heads, keys, dv). `inputs`: the pattern's
-    inputs by name, as they were passed; `real`: the same as tensors. `scale`: the scale in effect. `wants_lse`: whether
+    inputs by name, as they were passed; `tensors`: the same as tensors. `scale`: the scale in effect. `wants_lse`: whether
     the caller reads the LSE. `state`: the states before the first token, by name. `states`: the outputs of branches
     with a state, by name, where they are computed already. `passed_scale`: the scale as it was passed. `known_sizes`:
     the sizes of the call where k and v are not those of its tokens.
@@ -29,7 +29,7 @@ class CallArguments:
     k: Tensor
     v: Tensor
     inputs: Mapping[str, object]
-    real: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
     scale: float
     wants_lse: bool = True
     state: object = None
@@ -51,7 +51,7 @@ class CallArguments:
 
     def tensors_of(self, pattern: Pattern) -> list[Tensor]:
         """Return the inputs of a pattern in its order."""
-        return [self.real[tensor.name] for tensor in pattern.tensors]
+        return [self.tensors[tensor.name] for tensor in pattern.tensors]
 
 
 def read_call(
@@ -69,9 +69,9 @@ def read_call(
     Raises ArgumentError, ArgumentTypeError, UnsupportedError for tensors that do not fit each other or the pattern.
     """
     sizes = check_tensors(q, k, v)
-    tensors = input_tensors(pattern, inputs)
-    check_devices(pattern, inputs, tensors, q)
-    real = {tensor.name: x for tensor, x in zip(pattern.tensors, tensors, strict=True)}
+    in_order = input_tensors(pattern, inputs)
+    check_devices(pattern, inputs, in_order, q)
+    tensors = {tensor.name: x for tensor, x in zip(pattern.tensors, in_order, strict=True)}
     factor = float(sizes.dk**-0.5) if scale is None else scale
     return CallArguments(
         q,

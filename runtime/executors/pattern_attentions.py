@@ -133,7 +133,7 @@ class PatternAttentions(BranchRelations):
             (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
         )
         check_alignment(pattern, call.sizes)
-        choices = CallSelections(pattern, call, (call.q, call.k, call.v), call.real, kept=self._prepared)
+        choices = CallSelections(pattern, call, (call.q, call.k, call.v), call.tensors, kept=self._prepared)
         if last >= 0:
             choices = self._run_nodes(call, runner, pattern.nodes[: last + 1])
         choices.asking({item.given for item in pattern.selections})
@@ -144,7 +144,7 @@ class PatternAttentions(BranchRelations):
     ) -> CallSelections:
         """Run every attention, or `nodes` alone; return the selections, with all tensors by name computed so far."""
         check_alignment(self._pattern, call.sizes)
-        known = dict(call.real)
+        known = dict(call.tensors)
         if call.states is None:
             known |= self.by_branch([runner.recurrence(recurrence, call)[0] for recurrence in self.stateful])
         else:

@@ -93,7 +93,7 @@ def run_parts(planner: Planner, call: CallArguments, runner: PartRunner) -> Resu
         return Results(out, None, states)
     with NamedCall(parts.name):
         if parts.attentions is None:
-            return Results(*runner.attention(planner, call, call.real))
+            return Results(*runner.attention(planner, call, call.tensors))
         return Results(*parts.attentions.run(call, runner))
 
 

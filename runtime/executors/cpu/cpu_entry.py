@@ -136,9 +136,7 @@ class CpuExecutor:
         plain, pooled = planner.part(_plain_and_pooled)
         if pooled is not None and call.q.numel() and call.k.numel():
             keys = pooled_tensors(planner, call, known, pooled)
-            return keys.of_scores(
-                _among_selected(planner, replace(call, k=keys.k, v=keys.v, scale=keys.scale, known_sizes=call.sizes))
-            )
+            return keys.of_scores(_among_selected(planner, keys.in_call(call)))
         if plain:
             return _among_selected(planner, call)
         if planner.pattern.selections or node.keys is not None:
@@ -224,18 +222,16 @@ def _plain(planner: Planner, call: CallArguments) -> Pair:
 
 def _among_selected(planner: Planner, call: CallArguments) -> Pair:
     """Compute attention with scores `scale * dot(q, k)`, perhaps among selected keys."""
-    q, k, v = call.q, call.k, call.v
-    pair = attend_few_tokens(planner, q, k, v, call) or attend_placed(planner, q, k, v, call)
-    pair = pair or attend_tokens(planner, q, k, v, call)
+    pair = attend_few_tokens(planner, call) or attend_placed(planner, call) or attend_tokens(planner, call)
     if pair is not None:
         return pair
     plan = listed.plan_of(planner, call) or cpu_plans(planner).plan(call.sizes, call.inputs)
-    if k.shape[1] != plan.kv_heads:  # heads of one kv head have different keys
-        original, heads = plan, k.shape[1]
+    if call.k.shape[1] != plan.kv_heads:  # heads of one kv head have different keys
+        original, heads = plan, call.k.shape[1]
         _, plan = planner.remembered(
             ("heads", id(original), heads), lambda: (original, replace(original, kv_heads=heads))
         )
-    return attend_plain(q, k, v, plan, call.scale)
+    return attend_plain(call.q, call.k, call.v, plan, call.scale)
 
 
 def pooled_tensors(

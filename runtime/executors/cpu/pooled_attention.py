@@ -15,6 +15,7 @@ from attnc.compiler.analysis.pooled import PooledKeys
 from attnc.compiler.ir.value_nodes import scale
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.executors.cpu.hidden_values import is_finite
 from attnc.runtime.values.block_values import BlockValues
 from attnc.runtime.values.folded import (
@@ -33,6 +34,10 @@ class PooledTensors(NamedTuple):
     v: Tensor
     scale: float
     more: float
+
+    def in_call(self, call: CallArguments) -> CallArguments:
+        """Return a call over these keys and values."""
+        return replace(call, k=self.k, v=self.v, scale=self.scale, known_sizes=call.sizes)
 
     def of_scores(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Convert (out, lse) of a softmax over products into (out, lse) over the scores."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, find_same_places
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.tensor_checks import as_tensor, call_shape
 from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
@@ -16,7 +15,7 @@ from attnc.runtime.executors.selections.selection_groups import head_groups_of
 from attnc.runtime.planning.plans import Planner, relations_of
 
 
-def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Pair | None:
+def attend(planner: Planner, choice: SelectedKeys, call: CallArguments) -> Pair | None:
     """Compute (out, lse) on a CPU, differentiable once; return None if some token is in no block.
 
     The blocks are computed anew in every call.
@@ -24,6 +23,7 @@ def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tens
     shape = call_shape(planner.pattern, call.sizes, call.inputs)
     relations = relations_of(planner.pattern, shape)
     (window,) = relations.windows(0)
+    q, k, v = call.q, call.k, call.v
     group_size = q.shape[1] // max(k.shape[1], 1)
     head_groups = []
     for head_group in head_groups_of(choice, q, k):

@@ -12,8 +12,8 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.analysis.keeping import most_kept
 from attnc.compiler.passes.attentions import content_masks_of_selection
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_errors import ArgumentError
-from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.call_shapes import input_array
 from attnc.runtime.executors.cpu.flash_kernel import lse_dtype
 from attnc.runtime.executors.selections.choose import Choosing
@@ -31,7 +31,7 @@ class CallSelections:
     """
 
     pattern: ir.Pattern
-    given: CallInputs
+    given: CallArguments
     vectors: tuple[Tensor, Tensor, Tensor]
     known: Mapping[str, Tensor]
     found: dict[str, Tensor] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class CallSelections:
     kept: Recent[PreparedSelections] = field(default_factory=partial(Recent, 1))
     _tables: dict[object, object] = field(default_factory=dict)
 
-    def asking(self, read: set[ir.Tensor]) -> CallInputs:
+    def asking(self, read: set[ir.Tensor]) -> CallArguments:
         """Return the call, completed with the selections whose bool tensors are in `read`."""
         for item in self.pattern.selections:
             if item.given in read and item.name not in self.found:

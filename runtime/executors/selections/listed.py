@@ -16,7 +16,7 @@ from attnc.compiler.passes.attentions import open_inputs
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.cpu_plan import Group, Plan, PlanPiece, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.planning import stored_rates
 from attnc.runtime.planning.plans import Planner, planning, relations_of
@@ -25,7 +25,7 @@ ROWS = 512
 """Number of rows in a block."""
 
 
-def plan_of(planner: Planner, call: CallInputs) -> Plan | None:
+def plan_of(planner: Planner, call: CallArguments) -> Plan | None:
     """Return the plan of one attention that reads selections; None without selections or if planned row by row."""
     pattern = planner.pattern
     fits = is_scored(pattern.attend) or pooled_keys(pattern.attend) is not None
@@ -39,7 +39,7 @@ def plan_of(planner: Planner, call: CallInputs) -> Plan | None:
     return replace(template, groups=tuple(_groups(template, pattern)), exact_mask=relations.exact_mask)
 
 
-def _planned(pattern: ir.Pattern, call: CallInputs) -> Plan:
+def _planned(pattern: ir.Pattern, call: CallArguments) -> Plan:
     with planning():
         return _made(pattern, call.sizes, call.inputs)
 

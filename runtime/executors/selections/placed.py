@@ -13,8 +13,8 @@ from attnc.compiler.analysis.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.call_inputs import CallInputs
 from attnc.runtime.call.tensor_checks import call_shape
 from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.selected_blocks import SelectedBlocks
@@ -26,9 +26,7 @@ from attnc.runtime.planning.plans import Planner, planning, relations_of
 NOWHERE = "some token is in no block"
 
 
-def attend(
-    planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs, *, by_kernels: bool = False
-) -> Pair | None:
+def attend(planner: Planner, call: CallArguments, *, by_kernels: bool = False) -> Pair | None:
     """Compute (out, lse), differentiable once; return None for other relations and where no kernels support the call.
 
     Raises UnsupportedError if no kernels support the call under `strict`.
@@ -38,8 +36,8 @@ def attend(
         return None
     if choice.by_data:
         if by_kernels:
-            return _by_data_by_kernels(planner, choice, q, k, v, call)
-        result = by_data.attend(planner, choice, q, k, v, call)
+            return _by_data_by_kernels(planner, choice, call)
+        result = by_data.attend(planner, choice, call)
         if result is None:
             note(planner.pattern.name, LISTED_PLACES, NOWHERE)
         return result
@@ -50,21 +48,19 @@ def attend(
         not_a_tensor = "it is given as a list or an array, and not as a tensor"
         note(planner.pattern.name, LISTED_PLACES, NOWHERE if blocks is None else not_a_tensor)
         return None
-    if choice.by_batch and selected.shape[0] != q.shape[0]:
-        selected = selected.expand(q.shape[0], *selected.shape[1:])
+    if choice.by_batch and selected.shape[0] != call.q.shape[0]:
+        selected = selected.expand(call.q.shape[0], *selected.shape[1:])
     if by_kernels:
-        return _by_kernels(planner, choice, blocks, selected, q, k, v, call)
+        return _by_kernels(planner, choice, blocks, selected, call)
     work = SelectedBlocks(blocks, call.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
-    return differentiable(q, k, v, work, [selected])
+    return differentiable(call.q, call.k, call.v, work, [selected])
 
 
-def _by_data_by_kernels(
-    planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
-) -> Pair | None:
+def _by_data_by_kernels(planner: Planner, choice: SelectedKeys, call: CallArguments) -> Pair | None:
     """Run kernels where inputs say which tokens the blocks of each head hold."""
     from attnc.runtime.executors.triton.sorted_lanes import attend as run_kernels  # only where kernels run
 
-    return _unless_missing(planner, lambda: run_kernels(planner, choice, q, k, v, call))
+    return _unless_missing(planner, lambda: run_kernels(planner, choice, call))
 
 
 def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
@@ -85,19 +81,16 @@ def _by_kernels(
     choice: SelectedKeys,
     blocks: BlockKeys,
     selected: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    call: CallInputs,
+    call: CallArguments,
 ) -> Pair | None:
     from attnc.runtime.executors.triton.selected_on_gpu import SelectedOnGpu  # only where kernels run
 
-    max_blocks = _most(planner, choice, call)
+    max_blocks, (q, k, v) = _most(planner, choice, call), (call.q, call.k, call.v)
     work = SelectedOnGpu(blocks, call.scale, choice.by_batch, choice.by_heads, max_blocks, planner.pattern.name)
     return _unless_missing(planner, lambda: differentiable(q, k, v, work, [selected.to(q.device)]))
 
 
-def _most(planner: Planner, choice: SelectedKeys, call: CallInputs) -> int | None:
+def _most(planner: Planner, choice: SelectedKeys, call: CallArguments) -> int | None:
     """Return how many blocks a row selects at most; None if its selection does not bound the number before the call."""
     item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
     count = None if item is None else most_kept(item.keep)
@@ -122,7 +115,7 @@ def _most(planner: Planner, choice: SelectedKeys, call: CallInputs) -> int | Non
     return planner.remembered(("most", call.shape, rows, items), most)
 
 
-def _places(planner: Planner, choice: SelectedKeys, call: CallInputs) -> BlockKeys | None:
+def _places(planner: Planner, choice: SelectedKeys, call: CallArguments) -> BlockKeys | None:
     """Return the keys of each block, computed once for the sizes of a call."""
     assert choice.chosen is not None
     selection, sizes = call.inputs[choice.chosen.name], call.sizes

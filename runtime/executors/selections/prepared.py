@@ -12,7 +12,7 @@ from attnc.compiler.lowering.specialise import Slices
 from attnc.compiler.passes.attentions import choosing, content_masks_of_selection
 from attnc.compiler.passes.chosen_counts import with_counts
 from attnc.compiler.planning.build_plan import Relations
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.call_shapes import blank_choices
 from attnc.runtime.call.tensor_checks import TensorSizes, as_tensor, call_shape, number
 from attnc.runtime.executors.selections.head_sums import HeadSum, free_of_rows, head_sums
@@ -73,7 +73,7 @@ class PreparedSelection:
         return max(number(node, self.sizes, self.relations.shape.sizes), 0)
 
 
-def prepare(pattern: ir.Pattern, item: ir.Selection, call: CallInputs) -> PreparedSelection:
+def prepare(pattern: ir.Pattern, item: ir.Selection, call: CallArguments) -> PreparedSelection:
     """Prepare a selection for the sizes and inputs of a call, which holds the selections that it reads."""
     own_pattern, is_open = choosing(pattern, item), is_reusable(item)
     inputs = blank_choices(pattern, call.inputs) if is_open else call.inputs
@@ -103,7 +103,7 @@ class PreparedSelections:
         self.nbytes = nbytes
         self._by_name: dict[str, PreparedSelection] = {}
 
-    def of(self, item: ir.Selection, call: CallInputs) -> PreparedSelection:
+    def of(self, item: ir.Selection, call: CallArguments) -> PreparedSelection:
         """Return what is prepared for a selection; `call` holds the selections that it reads."""
         if not is_reusable(item):
             return prepare(self._pattern, item, call)
@@ -111,7 +111,7 @@ class PreparedSelections:
         return self._by_name.setdefault(item.name, prepare(self._pattern, item, call)) if prepared is None else prepared
 
 
-def prepared_for(kept: Recent[PreparedSelections], pattern: ir.Pattern, given: CallInputs) -> PreparedSelections:
+def prepared_for(kept: Recent[PreparedSelections], pattern: ir.Pattern, given: CallArguments) -> PreparedSelections:
     """Return what is kept for calls like this one; nothing is kept where the host reads inputs of another device."""
     read = {tensor.name for tensor in pattern.tensors if not tensor.is_floating}
     read |= {tensor.made.of for tensor in pattern.tensors if tensor.made is not None}

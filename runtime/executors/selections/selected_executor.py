@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.selected_tokens import GatheredRelation, Int64, OneSide
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.tensor_checks import as_tensor, call_shape
 from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.gathered_tokens import AmongSelected, GatheredHeads
@@ -19,7 +18,7 @@ from attnc.runtime.planning.gather_choices import tokens_of
 from attnc.runtime.planning.plans import Planner, planning, relations_of
 
 
-def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Pair | None:
+def attend(planner: Planner, call: CallArguments) -> Pair | None:
     """Compute (out, lse) of attention among selected tokens on a CPU, differentiable once; None for other relations."""
     choice = tokens_of(planner.pattern.attend)
     if choice is None or planner.pattern.documents is not None:
@@ -27,7 +26,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) 
     relations = relations_of(planner.pattern, call_shape(planner.pattern, call.sizes, call.inputs))
     (window,) = relations.windows(0)
     head_groups = []
-    for head_group in head_groups_of(choice, q, k):
+    for head_group in head_groups_of(choice, call.q, call.k):
         queries, keys = (
             np.arange(n) if side is None else _chosen(side, relations, window, call, head_group)
             for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))
@@ -45,11 +44,11 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) 
             return GatheredRelation.of(rest_condition, window.n_q, window.n_k)
 
     relation = planner.remembered(("rest", call.shape), rest)
-    return differentiable(q, k, v, AmongSelected(head_groups, relation, call.scale), [])
+    return differentiable(call.q, call.k, call.v, AmongSelected(head_groups, relation, call.scale), [])
 
 
 def _chosen(
-    side: OneSide, relations: Relations, window: Window, call: CallInputs, head_group: SelectionGroup
+    side: OneSide, relations: Relations, window: Window, call: CallArguments, head_group: SelectionGroup
 ) -> Int64 | None:
     """Return the selected tokens of a head group, ascending; None if a token reads an entry that is out of range."""
     selected = head_group.of(as_tensor(call.inputs[side.chosen.name]), side.chosen.dims[:-2])

@@ -60,10 +60,10 @@ def _one_after_another(pattern: ir.Pattern, windows: Iterable[Window], run: Run,
     for window in windows:
         rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
         inputs = _cut(pattern, call.inputs, window)
-        real = {**call.real, **{name: x for name, x in inputs.items() if isinstance(x, Tensor)}}
+        tensors = {**call.tensors, **{name: x for name, x in inputs.items() if isinstance(x, Tensor)}}
         q, k, v = call.q[:, :, rows], call.k[:, :, keys], call.v[:, :, keys]
         sizes = replace(call.sizes, n_q=window.n_q, n_k=window.n_k)
-        out, lse = run(replace(call, q=q, k=k, v=v, inputs=inputs, real=real, known_sizes=sizes))
+        out, lse = run(replace(call, q=q, k=k, v=v, inputs=inputs, tensors=tensors, known_sizes=sizes))
         outs.append(out)
         lses.append(lse)
     if not outs:

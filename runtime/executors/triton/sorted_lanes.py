@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from attnc.compiler.kernels.selected.selected_problem import rest_text
@@ -11,7 +10,7 @@ from attnc.compiler.lowering.specialise import CallSizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, specialise
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.planning.selected_keys import SelectedKeys
-from attnc.runtime.call.call_inputs import CallInputs
+from attnc.runtime.call.arguments import CallArguments
 from attnc.runtime.call.tensor_checks import as_tensor, blank, call_shape
 from attnc.runtime.executors.cpu.autograd import Pair, differentiable
 from attnc.runtime.executors.cpu.selected_by_data import OwnBlocks, SelectedByData
@@ -21,9 +20,9 @@ from attnc.runtime.executors.triton.sorted_places import Numbering, sorted_table
 from attnc.runtime.planning.plans import Planner
 
 
-def attend(planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs) -> Pair:
+def attend(planner: Planner, choice: SelectedKeys, call: CallArguments) -> Pair:
     """Compute (out, lse), differentiable once. Raises NotInKernelsError if the device cannot compute block numbers."""
-    pattern, sizes = planner.pattern, call.sizes
+    pattern, sizes, (q, k, v) = planner.pattern, call.sizes, (call.q, call.k, call.v)
     names = {tensor.name for tensor in pattern.tensors}
     shape = call_shape(pattern, sizes, {name: blank(x) for name, x in call.inputs.items() if name in names})
     window = whole(shape.n_q, shape.n_k, pattern.align)

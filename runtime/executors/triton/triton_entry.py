@@ -202,10 +202,10 @@ class TritonExecutor:
         pooled = pooled_keys(pattern.attend) if q.numel() and k.numel() and choice_of(pattern.attend) else None
         if pooled is not None:
             keys = pooled_tensors(planner, call, known, pooled)
-            placed = attend_placed(planner, q, keys.k, keys.v, replace(call, scale=keys.scale), by_kernels=True)
+            placed = attend_placed(planner, keys.in_call(call), by_kernels=True)
             placed = None if placed is None else keys.of_scores(placed)
         else:
-            placed = attend_placed(planner, q, k, v, call, by_kernels=True)
+            placed = attend_placed(planner, call, by_kernels=True)
         if placed is not None:
             return placed
         inputs = [known[t.name] if t.is_floating else as_tensor(call.inputs[t.name]) for t in pattern.tensors]
