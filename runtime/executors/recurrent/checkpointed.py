@@ -85,7 +85,7 @@ class _PartsWork(SpanWork):
     def cut(self, arguments: Tensors, span: slice) -> list[Tensor]:
         return cut(self._parts.inputs, self._parts.tokens.having(arguments), span).real
 
-    def run(self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool) -> tuple[Tensors, Tensors]:
+    def run(self, parts: list[Tensor], states: Tensors, span: slice, known: Tensors | None) -> tuple[Tensors, Tensors]:
         tokens = cut(self._parts.inputs, self._parts.tokens, span).having(parts)
         out, last = self._parts.run(tokens, dict(zip(self._names, states, strict=True)), self._parts.fresh_of(span))
         return [out], [last[name] for name in self._names]

@@ -86,10 +86,10 @@ class _CoupledWork(SpanWork):
         """Return the mixes and vectors of a span."""
         return [x[:, :, span] for x in arguments]
 
-    def run(self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool) -> tuple[Tensors, Tensors]:
+    def run(self, parts: list[Tensor], states: Tensors, span: slice, known: Tensors | None) -> tuple[Tensors, Tensors]:
         """Compute (the results, (B, H, T, C) each; the states after the span)."""
         (mixes, *vectors), count, length = parts, self._form.impulses, self._lengths[span.start]
-        if again or self._weights is None:
+        if known is not None or self._weights is None:
             self._weights, _ = weights_of(self._form, mixes, length)
         reach = reach_of(self._form, self._may[:, :, span], length)
         stretch_vectors = Vectors(vectors[:count], vectors[count : 2 * count], vectors[2 * count :])

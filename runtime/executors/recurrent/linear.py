@@ -46,6 +46,7 @@ class ChunkedRecurrence:
     kept: list[Uncorrected] | None = None
 
     keeps: ClassVar[int] = 1
+    reuses: ClassVar[bool] = False
 
     def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute (out (B, H, T, C) in q's dtype, the final state (B, H, R, C), the states at chunk borders).

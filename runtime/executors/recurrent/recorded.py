@@ -24,6 +24,10 @@ class RecordedWork(Protocol):
     def keeps(self) -> int:
         """The number of the last results of `forward` that only the backward pass needs."""
 
+    @property
+    def reuses(self) -> bool:
+        """Whether the backward pass needs the other results too, after those."""
+
     def forward(self, tensors: Sequence[Any]) -> Tensors:
         """Compute the results, none of which shares memory with an argument."""
 
@@ -51,7 +55,7 @@ class _Recorded(FirstOrder):
         ctx.work = inputs[0]
         ctx.count = len(output) - ctx.work.keeps
         keep_name(ctx)
-        ctx.save_for_backward(*inputs[1:], *output[ctx.count :])
+        ctx.save_for_backward(*inputs[1:], *output[ctx.count :], *(output[: ctx.count] if ctx.work.reuses else ()))
         ctx.mark_non_differentiable(*output[ctx.count :])
 
     @staticmethod
@@ -92,6 +96,8 @@ class SpanWork(ABC):
     (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174).
     """
 
+    reuses = False
+
     def __init__(self, count: int, tokens: int, spare: Tensor | None = None) -> None:
         """`spare`: an argument whose memory results may take."""
         self._count, self._tokens, self.spare = count, tokens, spare
@@ -106,8 +112,11 @@ class SpanWork(ABC):
         """Return views of the arguments for the tokens of a span."""
 
     @abstractmethod
-    def run(self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool) -> tuple[Tensors, Tensors]:
-        """Compute (results (B, H, tokens, …), the states after the span); `again`: recorded by autograd."""
+    def run(self, parts: list[Tensor], states: Tensors, span: slice, known: Tensors | None) -> tuple[Tensors, Tensors]:
+        """Compute (results (B, H, tokens, …), the states after the span).
+
+        `known`: None in the forward pass; in the backward pass, recorded by autograd, the results if it `reuses` them.
+        """
 
     def begun(self, states: Tensors) -> Tensors:
         """Return the states in the dtypes that they have between spans."""
@@ -126,7 +135,7 @@ class SpanWork(ABC):
         for span in self.spans(arguments):
             kept += current if self._ran else []
             self._ran.append(span)
-            results, current = self.run(self.cut(arguments, span), current, span, again=False)
+            results, current = self.run(self.cut(arguments, span), current, span, None)
             if span == slice(0, self._tokens):
                 outs = [self._own(x, arguments) for x in results]
                 break
@@ -142,28 +151,34 @@ class SpanWork(ABC):
         """Compute the gradients, from the last span to the first."""
         arguments, states = tensors[: len(tensors) - self._count], tensors[len(tensors) - self._count :]
         d_outs, d_states = grads[: len(grads) - self._count], grads[len(grads) - self._count :]
+        kept, known = kept[: self.keeps], kept[self.keeps :][: len(d_outs)]
         befores = [self.begun(states), *(kept[i : i + self._count] for i in range(0, len(kept), max(self._count, 1)))]
-        totals, is_cut = self._totals(arguments, needed)
+        is_cut = [x.shape != y.shape for x, y in zip(arguments, self.cut(arguments, self._ran[0]), strict=True)]
+        wide = [torch.promote_types(x.dtype, torch.float32) for x in arguments]
+        totals: list[Tensor | None] = [
+            torch.empty_like(x, dtype=dtype) if cut and need else None
+            for x, dtype, cut, need in zip(arguments, wide, is_cut, needed, strict=False)
+        ]
         for span, before in reversed(list(zip(self._ran, befores, strict=True))):
             pairs = zip(self.cut(arguments, span), needed, strict=False)
             parts, starts = [x.detach().requires_grad_(need) for x, need in pairs], [x.detach() for x in before]
             for x in starts:
                 x.requires_grad_()
             with torch.enable_grad(), keeping():
-                outs, ends = self.run(parts, starts, span, again=True)
+                outs, ends = self.run(parts, starts, span, [x[:, :, span] for x in known])
             roots = [*zip(outs, (d[:, :, span] for d in d_outs), strict=True), *zip(ends, d_states, strict=True)]
-            wanted = [x for x in parts if x.requires_grad]
-            d_states, gradients = _differentiated([(x, d) for x, d in roots if x.requires_grad], starts, wanted)
-            targets = zip(self.cut(totals, span), parts, is_cut, strict=True)
-            for (total, cut), d in zip([(x, cut) for x, y, cut in targets if y.requires_grad], gradients, strict=True):
-                if cut:
-                    total.copy_(torch.zeros_like(total) if d is None else d)
+            wanted = [i for i, x in enumerate(parts) if x.requires_grad]
+            d_states, gradients = _differentiated(roots, starts, [parts[i] for i in wanted])
+            targets = self.cut([x if y is None else y for x, y in zip(arguments, totals, strict=True)], span)
+            for i, d in zip(wanted, gradients, strict=True):
+                total = totals[i]
+                if is_cut[i]:
+                    targets[i].copy_(torch.zeros_like(targets[i]) if d is None else d)
                 elif d is not None:
-                    total.add_(d)
-        gradients = [
-            total.to(x.dtype) if need else None for total, x, need in zip(totals, arguments, needed, strict=False)
-        ]
-        return [*gradients, *(d.to(x.dtype) for d, x in zip(d_states, states, strict=True))]
+                    totals[i] = d.to(wide[i]) if total is None else total + d
+        found = zip(totals, arguments, needed, strict=False)
+        d_arguments = [(torch.zeros_like(x) if y is None else y.to(x.dtype)) if need else None for y, x, need in found]
+        return [*d_arguments, *(d.to(x.dtype) for d, x in zip(d_states, states, strict=True))]
 
     def _own(self, x: Tensor, arguments: Tensors) -> Tensor:
         """Return a result with memory of its own."""
@@ -173,24 +188,16 @@ class SpanWork(ABC):
         is_own = x.is_contiguous() and x.untyped_storage().data_ptr() not in memory
         return x if is_own else x.clone(memory_format=torch.contiguous_format)
 
-    def _totals(self, arguments: Tensors, needed: Sequence[bool]) -> tuple[list[Tensor], list[bool]]:
-        """Return tensors for the gradients, in fp32 or wider, and whether spans cut each; sums start at 0."""
-        first = self.cut(arguments, self._ran[0]) if self._ran else list(arguments)
-        totals, is_cut = list[Tensor](), [x.shape != part.shape for x, part in zip(arguments, first, strict=True)]
-        for x, cut, need in zip(arguments, is_cut, needed, strict=False):
-            make = torch.empty_like if cut else torch.zeros_like
-            totals.append(make(x, dtype=torch.promote_types(x.dtype, torch.float32)) if need else x)
-        return totals, is_cut
-
 
 def _differentiated(
     roots: Sequence[tuple[Tensor, Tensor]], starts: Tensors, wanted: Tensors
 ) -> tuple[list[Tensor], Sequence[Tensor | None]]:
     """Return the gradients of the states before a span, and of its tensors, None where results do not depend on one."""
-    if not roots:
+    pairs = [(x, d.to(x.dtype)) for x, d in roots if x.requires_grad]
+    if not pairs:
         return [torch.zeros_like(x) for x in starts], [None] * len(wanted)
     gradients: Sequence[Tensor | None] = torch.autograd.grad(
-        [x for x, _ in roots], [*starts, *wanted], [d.to(x.dtype) for x, d in roots], allow_unused=True
+        [x for x, _ in pairs], [*starts, *wanted], [d for _, d in pairs], allow_unused=True
     )
     d_starts = zip(starts, gradients, strict=False)
     return [torch.zeros_like(x) if d is None else d for x, d in d_starts], gradients[len(starts) :]

@@ -107,7 +107,7 @@ def scan_stretches(
     scan = _StretchScan(make, read, tokens, length or stretch_length(tokens, state), emptied, spare)
     scan.split = tuple(x.ndim > 2 and x.shape[2] == tokens for x in tensors)
     if is_keeping() and 0 < tokens <= scan.length:
-        outs, (final,) = scan.run(list(tensors), [state], slice(0, tokens), again=True)
+        outs, (final,) = scan.run(list(tensors), [state], slice(0, tokens), ())
         return list(outs), final
     *outs, final = recorded(scan, [*tensors, state])
     return outs, final
@@ -124,6 +124,7 @@ class _StretchScan(SpanWork):
         super().__init__(1, tokens, spare)
         self.length = length
         self._make, self._read, self._emptied = make, read, emptied
+        self.reuses = read is None
         self._by_kernels = are_by_kernels()
 
     def spans(self, arguments: Tensors) -> list[slice]:
@@ -136,15 +137,15 @@ class _StretchScan(SpanWork):
         return [x[:, :, span] if split else x for x, split in zip(arguments, self.split, strict=True)]
 
     def run(
-        self, parts: list[Tensor], states: Tensors, span: slice, *, again: bool
+        self, parts: list[Tensor], states: Tensors, span: slice, known: Tensors | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Compute (results (B, H, S, …), the state after the stretch)."""
         (state,) = states
         with by_kernels(self._by_kernels):
             operands = self._operands(parts, state, span)
-            if again and span.stop > span.start:
-                arguments = (operands.emptied, state, operands.decay.expand_as(operands.write), operands.write)
-                after, last = _Filled.apply(*arguments)  # type: ignore[no-untyped-call]
+            if known is not None and span.stop > span.start:
+                decay = operands.decay.expand_as(operands.write)
+                after, last = _Filled.apply(known, operands.emptied, state, decay, operands.write)  # type: ignore[no-untyped-call]
             else:
                 after = operands.allocate(parts, self.spare)
                 operands.fill(after, state)
@@ -201,10 +202,14 @@ class _StretchOperands(NamedTuple):
 
 
 class _Filled(FirstOrder):
-    """The states after tokens, and the last of them, under autograd."""
+    """The states after tokens, and the last of them, under autograd; `known`: the states, if they are known already."""
 
     @staticmethod
-    def forward(emptied: Tensor | None, state: Tensor, decay: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        known: Tensors, emptied: Tensor | None, state: Tensor, decay: Tensor, write: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if known:
+            return known[0].view_as(known[0]), known[0][:, :, -1].clone()
         after = torch.empty_like(write, memory_format=torch.contiguous_format)
         _StretchOperands(decay, write, emptied).fill(after, state)
         return after, after[:, :, -1].clone()
@@ -212,7 +217,7 @@ class _Filled(FirstOrder):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.by_kernels = are_by_kernels()
-        ctx.save_for_backward(*inputs[:3], output[0])
+        ctx.save_for_backward(*inputs[1:4], output[0])
 
     @staticmethod
     def backward(ctx: Any, d_after: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
@@ -220,8 +225,8 @@ class _Filled(FirstOrder):
         operands = _StretchOperands(decay, after, emptied)
         with by_kernels(ctx.by_kernels):
             d_states, d_state = _adjoint(operands, d_after, d_last)
-        d_decay = _decay_adjoint(operands, d_states, after, state) if ctx.needs_input_grad[2] else None
-        return None, d_state, d_decay, d_states
+        d_decay = _decay_adjoint(operands, d_states, after, state) if ctx.needs_input_grad[3] else None
+        return None, None, d_state, d_decay, d_states
 
 
 def stretch_length(tokens: int, state: Tensor) -> int:

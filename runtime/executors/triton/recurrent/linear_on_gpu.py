@@ -129,6 +129,7 @@ class _ByKernels:
     segments: int | None
 
     keeps: ClassVar[int] = 1
+    reuses: ClassVar[bool] = False
 
     def forward(self, tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
         p, inputs = self.problem, Inputs(*tensors)

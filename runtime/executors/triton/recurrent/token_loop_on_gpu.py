@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isqrt
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ class _TokenCall:
     tokens: int
     tensors_by_op: Mapping[int, Tensor]
     fresh: Tensor | None
+    reuses: ClassVar[bool] = False
 
     @property
     def lanes(self) -> int:
