@@ -19,8 +19,8 @@ class CallArguments:
     """The arguments of one call of a pattern.
 
     q (batch, heads, queries, dk), k (batch, kv heads, keys, dk), v (batch, kv heads, keys, dv). `inputs`: the pattern's
-    inputs by name, as they were passed; `tensors`: the same as tensors. `scale`: the scale in effect. `wants_lse`: whether
-    the caller reads the LSE. `state`: the states before the first token, by name. `states`: the outputs of branches
+    inputs by name, as they were passed; `tensors`: the same as tensors. `scale`: the scale in effect. `wants_lse`:
+    whether the caller reads the LSE. `state`: the states before the first token, by name. `states`: the outputs of branches
     with a state, by name, where they are computed already. `passed_scale`: the scale as it was passed. `known_sizes`:
     the sizes of the call where k and v are not those of its tokens.
     """
@@ -78,7 +78,7 @@ def read_call(
         k,
         v,
         completed(pattern, inputs),
-        real,
+        tensors,
         factor,
         state=state,
         states=states,
