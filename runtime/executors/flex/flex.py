@@ -36,7 +36,8 @@ from attnc.runtime.executors.flex.torch_tape import (
     SCORE,
     MaskMod,
     ScoreMod,
-    write_tape,
+    write_mask_mod,
+    write_score_mod,
 )
 from attnc.runtime.values.functions import FUNCTIONS
 
@@ -51,7 +52,7 @@ def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str
 
     `documents` must have been removed from `pattern`. Raises UnsupportedError.
     """
-    return write_tape(_pointwise("mask_mod", pattern, shape), device).mask_mod()
+    return write_mask_mod(_pointwise("mask_mod", pattern, shape), device)
 
 
 def make_score_mod(
@@ -65,7 +66,7 @@ def make_score_mod(
     value = _score_value(pattern, scale)
     try:
         lengths = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        return write_tape(pointwise_value(pattern, shape, value, lengths), device, inputs).score_mod()
+        return write_score_mod(pointwise_value(pattern, shape, value, lengths), device, inputs)
     except NotPointwiseError as error:
         raise UnsupportedError(f"score_mod: `{pattern.name}` has {error}; call the pattern itself") from error
 
@@ -133,7 +134,7 @@ def make_block_mask(
         full_q_num_blocks=full_q[0],
         full_q_indices=full_q[1],
         BLOCK_SIZE=block,
-        mask_mod=write_tape(condition, device).mask_mod(),
+        mask_mod=write_mask_mod(condition, device),
     )
 
 
