@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -55,40 +56,55 @@ def default_dtype(device: Device) -> str:
     return "float32" if isinstance(device, CpuMachine) else "bfloat16"
 
 
-def simulated(
-    name: str,
-    params: Mapping[str, Value],
-    attends: Sequence[Relations],
-    sizes: TensorSizes,
-    device: Device,
-    plan: Callable[[], Plan],
-    stage: Pass,
-    baseline: Baseline | None,
-    request: ScheduleRequest,
-) -> Simulation:
-    """Simulate a call of these relations; `plan` makes the CPU executor's plan.
+@dataclass(frozen=True)
+class RequestedSimulation:
+    """A call to simulate; `plan` makes the CPU executor's plan. `schedule`: the requested tile and order."""
 
-    Raises MachineError, ArgumentError, EvaluationError.
-    """
-    check_request(stage, baseline, request, on_cpu=isinstance(device, CpuMachine))
-    problem = problem_of(attends, name, params, sizes.n_k)
-    baseline = baseline_of(problem, baseline)
+    pattern: Pattern
+    params: Mapping[str, Value]
+    sizes: TensorSizes
+    inputs: Mapping[str, object]
+    device: Device
+    stage: Pass
+    baseline: Baseline | None
+    schedule: ScheduleRequest
+    plan: Callable[[], Plan]
+
+    def check_stage(self) -> None:
+        """Raise ArgumentError for an invalid stage."""
+        if self.stage not in PASSES:
+            raise ArgumentError(f"stage is {self.stage!r}: it must be {', '.join(map(repr, PASSES))}")
+
+    def check(self, fixed: str = "") -> None:
+        """Raise ArgumentError for an invalid stage, baseline, tile or order.
+
+        `fixed`: why neither a tile nor an order can be requested; empty where they can.
+        """
+        self.check_stage()
+        if self.baseline not in (None, "full", "causal"):
+            raise ArgumentError(f'baseline is {self.baseline!r}: it must be "full", "causal" or None')
+        order, requested = self.schedule.order, self.schedule != ScheduleRequest()
+        if order not in (None, "natural", "bricks", "residues"):
+            raise ArgumentError(f'order is {order!r}: it must be "natural", "bricks" or "residues"')
+        if requested and isinstance(self.device, CpuMachine):
+            raise ArgumentError("tile and order are options for GPUs; on the CPU the plan chooses them")
+        if requested and fixed:
+            raise ArgumentError(f"tile and order apply to pairs; {fixed}")
+
+    def problem(self, attends: Sequence[Relations], name: str | None = None) -> SimulatedCall:
+        """Return the simulated call of relations; `name`: of the branch, None for the whole pattern."""
+        return problem_of(attends, name or self.pattern.name, self.params, self.sizes.n_k)
+
+
+def simulated(request: RequestedSimulation, attends: Sequence[Relations]) -> Simulation:
+    """Simulate a call of these relations. Raises MachineError, ArgumentError, EvaluationError."""
+    request.check()
+    problem, device = request.problem(attends), request.device
+    baseline = baseline_of(problem, request.baseline)
     if isinstance(device, Machine):
-        return simulate_gpu(problem, device, stage, baseline, request)
+        return simulate_gpu(problem, device, request.stage, baseline, request.schedule)
     nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
-    return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
-
-
-def check_request(stage: Pass, baseline: Baseline | None, request: ScheduleRequest, *, on_cpu: bool) -> None:
-    """Raise ArgumentError for an invalid stage, baseline, tile or order."""
-    if stage not in PASSES:
-        raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
-    if baseline not in (None, "full", "causal"):
-        raise ArgumentError(f'baseline is {baseline!r}: it must be "full", "causal" or None')
-    if request.order not in (None, "natural", "bricks", "residues"):
-        raise ArgumentError(f'order is {request.order!r}: it must be "natural", "bricks" or "residues"')
-    if on_cpu and request != ScheduleRequest():
-        raise ArgumentError("tile and order are options for GPUs; on the CPU the plan chooses them")
+    return simulate_cpu(problem, request.plan(), device, nodes, request.stage, baseline)
 
 
 def baseline_of(problem: SimulatedCall, baseline: Baseline | None) -> Baseline:
