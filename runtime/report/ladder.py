@@ -7,8 +7,7 @@ from math import inf
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, RungName, Simulation
 from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, joined, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.markup import Markup, SliderFrame, element, joined, px
 
 WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
 TOP = 18

@@ -14,15 +14,13 @@ from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.pictures.svg import to_svg
-from attnc.runtime.report.contents import ReportContents, report_of
+from attnc.runtime.report.contents import ReportContents, report_of, table_json
 from attnc.runtime.report.ladder import draw_ladder
-from attnc.runtime.report.markup import Markup, element, embedded_json, joined
+from attnc.runtime.report.markup import Markup, SliderFrame, element, embedded_json, joined
 from attnc.runtime.report.point import ReportPoint, rival
 from attnc.runtime.report.roofline import draw_roofline
 from attnc.runtime.report.schedule_tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
-from attnc.runtime.report.slider_frame import SliderFrame
 from attnc.runtime.report.sweep import draw_sweep
-from attnc.runtime.report.table import table_json
 from attnc.runtime.report.tile_section import draw_tiles
 from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
 

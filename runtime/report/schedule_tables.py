@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from attnc.compiler.simulation.print_simulation import ms, size, times
 from attnc.compiler.simulation.simulation import RUNGS, SimulatedSchedule, Simulation
-from attnc.runtime.report.markup import Markup, element
+from attnc.runtime.report.markup import Markup, Rows, SliderFrame, element
 from attnc.runtime.report.point import density_text, parameters_text, rival, size_text
-from attnc.runtime.report.slider_frame import Rows, SliderFrame
 
 SCHEDULE = ("", "kernel", "tiles q×k", "order of tokens", "how", "limited by", "time")
 COMPARED = ("", "pattern", "device", "visible", *RUNGS, "time", "dense", "as fast", "moved", "schedule")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, merge_tiles, percent
 from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, joined, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.markup import Markup, SliderFrame, element, joined, px
 
 WIDTH, HEIGHT = 520, 372
 LEFT, TOP, SIDE = 24, 24, 280

@@ -5,8 +5,7 @@ from __future__ import annotations
 from attnc.compiler.simulation.print_simulation import ms
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.markup import Markup, SliderFrame, element, px
 
 WIDTH, HEIGHT = 520, 404
 LEFT, TOP, RIGHT, BOTTOM = 66, 34, 512, 318

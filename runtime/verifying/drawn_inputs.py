@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.runtime.call.example_inputs import Example, example_inputs
 from attnc.runtime.verifying.call_cases import CallCase, every_expression
-from attnc.runtime.verifying.compared import input_values
+from attnc.runtime.verifying.condition_lines import input_values
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.constant_values import ParametersAlone, constant_value

@@ -23,14 +23,16 @@ from attnc.runtime.verifying.call_cases import (
     with_heads,
 )
 from attnc.runtime.verifying.clauses import ExercisedClause, WatchedEvaluator, clauses_of
-from attnc.runtime.verifying.compared import (
+from attnc.runtime.verifying.condition_lines import (
     compared_heads,
+    constants,
     heads_needed,
     input_values,
     lines_of,
     reads_heads,
+    relation_lines,
+    step_lines,
 )
-from attnc.runtime.verifying.condition_lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.drawn_inputs import draw, is_constant, takes_constants
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.scaled_parameters import ScaledChoice, counts, scaled

@@ -62,7 +62,7 @@ def _by_data_by_kernels(
     planner: Planner, choice: SelectedKeys, q: Tensor, k: Tensor, v: Tensor, call: CallInputs
 ) -> Pair | None:
     """Run kernels where inputs say which tokens the blocks of each head hold."""
-    from attnc.runtime.executors.triton.sorted_lanes import attend as run_kernels  # only where kernels run
+    from attnc.runtime.executors.triton.sorted_places import attend as run_kernels  # only where kernels run
 
     return _unless_missing(planner, lambda: run_kernels(planner, choice, q, k, v, call))
 
