@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
-from attnc.runtime.pictures.drawing import extents
+from attnc.runtime.pictures.drawing import coarsening, means
 from attnc.runtime.pictures.terminal_text import Block, shaded
 from attnc.runtime.process.ascii_text import plain
 
@@ -34,12 +32,8 @@ def branches_text(drawing: BranchesDrawing, width: int = 80, *, unicode: bool = 
 
 def _view(view: BranchView, room: int, unicode: bool) -> Block:
     assert view.shares is not None
-    factor = 1
-    while -(-view.shares.shape[1] // factor) > room:
-        factor *= 2
-    steps = [np.arange(0, side, factor) for side in view.shares.shape]
-    area = np.outer(*(extents(side, factor) for side in view.shares.shape))
-    shares = np.add.reduceat(np.add.reduceat(view.shares, steps[0], 0), steps[1], 1) / area
+    factor = coarsening(view.shares.shape[1], room)
+    shares = means(view.shares, factor)
     caption = "visible share" if view.visible is not None else "share left"
     head = [f"{view.name}: {caption}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} per column"]
     return [(len(line), line) for line in [*(line[:room] for line in head), *shaded(shares, 2, unicode)]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, coarsening, extents, merge_tiles, percent
 from attnc.runtime.pictures.svg import ticks
 from attnc.runtime.process.ascii_text import plain
 
@@ -90,10 +90,8 @@ def _beside(left: Block, right: Block, width: int) -> list[str]:
 def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
     room = max(width - margin - 2 - _BAR, 8)
-    columns = drawing.pairs.shape[1]
-    factor = 1
-    while -(-columns // factor) > room or -(-drawing.pairs.shape[0] // factor) > 2 * _TALLEST:
-        factor *= 2
+    rows, columns = drawing.pairs.shape
+    factor = max(coarsening(columns, room), coarsening(rows, 2 * _TALLEST))
     cell = drawing.cell * factor
     share = drawing.coarser(factor)
     exact = cell == 1
@@ -107,15 +105,12 @@ def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> 
     bars = _bars(drawing, cell * tall, len(body), unicode)
     labels = _row_labels(drawing.n_q, cell * tall, margin)
     lines = _head(drawing, "Element view", caption, cell, 1, share.shape[1], paint)
-    lines[1] = _join(lines[1], max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row", paint)
+    gap, title = " " * max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row"
+    lines[1] = (lines[1][0] + len(gap) + len(title), f"{lines[1][1]}{gap}{paint('soft', title)}")
     for label, row, bar in zip(labels, body, bars, strict=True):
         text = f"{paint('soft', label)} {paint('seen', row)} {paint('soft', bar)}"
         lines.append((len(label) + len(row) + len(bar) + 2, text))
     return lines
-
-
-def _join(line: tuple[int, str], gap: int, text: str, paint: Paint) -> tuple[int, str]:
-    return line[0] + gap + len(text), f"{line[1]}{' ' * gap}{paint('soft', text)}"
 
 
 def _margin(drawing: Drawing) -> int:
@@ -185,10 +180,7 @@ def _bar(share: float, unicode: bool) -> str:
 
 def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
-    factor = 1
-    max_tiles = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
-    while -(-max(drawing.tiles.shape) // factor) > max_tiles:
-        factor *= 2
+    factor = coarsening(max(drawing.tiles.shape), max(min((width - margin - 1) // 2, TILES_ACROSS), 4))
     states = merge_tiles(drawing.tiles, factor)
     glyphs = TILES[unicode]
     tile_text = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, coarsening
 from attnc.runtime.pictures.terminal_text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
 from attnc.runtime.process.ascii_text import plain
@@ -34,10 +34,7 @@ def _view(view: TileView, unicode: bool) -> list[str]:
 
 def _factor(view: TileView) -> int:
     """Return the number of tiles along a side of a character pair, a power of two."""
-    factor = 1
-    while -(-max(view.states.shape) // factor) > TILES_ACROSS:
-        factor *= 2
-    return factor
+    return coarsening(max(view.states.shape), TILES_ACROSS)
 
 
 def _rows(view: TileView, factor: int, unicode: bool) -> list[str]:

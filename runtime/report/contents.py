@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 
-from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.ladder import ladder_frame
 from attnc.runtime.report.markup import SliderFrame
-from attnc.runtime.report.point import ReportPoint, facts_frame, parameters_text, point_of
-from attnc.runtime.report.roofline import Roofline, intensity, machine_of, rate, roofline_frame, roofline_of
+from attnc.runtime.report.point import ReportPoint, facts_frame, parameters_text
+from attnc.runtime.report.roofline import Roofline, intensity, rate, roofline_frame
 from attnc.runtime.report.schedule_tables import schedule_frame
-from attnc.runtime.report.sweep import SweepCurves, sweep_frame, sweep_of
+from attnc.runtime.report.sweep import SweepCurves, sweep_frame
 from attnc.runtime.report.tile_section import tile_frame
 from attnc.runtime.report.timeline import busiest, timeline_frame
 
@@ -58,38 +55,6 @@ class ReportContents:
         return sorted({point.place[1] for point in self.points})
 
 
-def report_of(
-    simulation: Simulation,
-    drawing: Drawing | None,
-    sweep: Sequence[Simulation] = (),
-    points: Sequence[ReportPoint] = (),
-    compared: Sequence[Simulation] = (),
-    growth_text: str | None = None,
-    *,
-    break_even_text: str | None = None,
-    parameter: str | None = None,
-    swept: str | None = None,
-    machine: Machine | None = None,
-) -> ReportContents:
-    """Return the contents of a report; the arguments are those of `report_html`."""
-    start = point_of(simulation, drawing, parameter)
-    points_by_place = {point.place: point for point in points}
-    if drawing is None and start.place in points_by_place:
-        start = ReportPoint(start.length, start.value, simulation, points_by_place[start.place].drawing)
-    points_by_place[start.place] = start
-    table = tuple(points_by_place[place] for place in sorted(points_by_place))
-    return ReportContents(
-        start,
-        table,
-        parameter,
-        sweep_of(table, start, sweep, swept, parameter),
-        roofline_of([simulation, *(point.simulation for point in table)], compared, machine or machine_of(simulation)),
-        tuple(compared),
-        break_even_text,
-        growth_text,
-    )
-
-
 # --- the JSON table in the page --------------------------------------------------------------------------------------
 
 
@@ -115,12 +80,11 @@ def _point_json(report: ReportContents, point: ReportPoint) -> dict[str, object]
         "length": point.length,
         "value": point.value,
         "simulation": simulation_json(point.simulation),
-        **_frame_json(frame),
+        "texts": frame.texts,
+        "shapes": frame.shapes,
+        "rows": frame.rows,
+        "tiles": frame.tiles,
     }
-
-
-def _frame_json(frame: SliderFrame) -> dict[str, object]:
-    return {"texts": frame.texts, "shapes": frame.shapes, "rows": frame.rows, "tiles": frame.tiles}
 
 
 def simulation_json(simulation: Simulation) -> dict[str, object]:

@@ -7,22 +7,21 @@ from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_views import BranchesDrawing
 from attnc.runtime.report.markup import Markup, element, joined
-from attnc.runtime.report.page import card, head
+from attnc.runtime.report.page import card, head, header, paragraphs
 from attnc.runtime.report.point import parameters_text, rival
 from attnc.runtime.report.schedule_tables import table
 
 LADDER = ("", "speedup", "lost to")
-NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
-"""The Content-Security-Policy of a page that fetches nothing and runs no script."""
-
 SCHEDULE = ("", "runs as", "limited by", "time")
 
 
 def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: str, break_even_text: str) -> str:
     """Return a self-contained page without scripts; equal arguments give equal texts."""
     dense = rival(simulation)
-    texts = [("Growth", growth_text), ("Break-even", break_even_text)]
-    derivations = [part for view in drawing.views for part in (element("h3", view.name), _words(view.words))]
+    texts = paragraphs(("Growth", growth_text), ("Break-even", break_even_text))
+    derivations = [
+        part for view in drawing.views for part in (element("h3", view.name), element("pre", "\n".join(view.words)))
+    ]
     rungs = [[rung.name, times(rung.speedup), rung.lost_to] for rung in simulation.rungs]
     choices = [
         [schedule.kernel, schedule.how, schedule.limit, ms(schedule.ms)]
@@ -34,17 +33,13 @@ def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: s
         card("derivation", "What each branch does", *derivations),
         card("ladder", f"Ladder over ideal {dense} attention", table("Ladder", LADDER, rungs, "rungs")),
         card("schedule", "Schedule", table("Schedules", SCHEDULE, choices, "schedule-rows")),
-        card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *map(_text, texts)),
+        card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *texts),
     ]
-    return f"<!DOCTYPE html>\n{element('html', head(simulation, NO_SCRIPTS), _body(body), lang='en')}\n"
-
-
-def _body(parts: list[Markup]) -> Markup:
-    return element("body", element("main", joined(parts, "\n")))
+    main = element("body", element("main", joined(body, "\n")))
+    return f"<!DOCTYPE html>\n{element('html', head(simulation), main, lang='en')}\n"
 
 
 def _header(simulation: Simulation) -> Markup:
-    badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
     params = parameters_text(simulation)
     dense, moved = rival(simulation), simulation.traffic
     facts = [
@@ -52,25 +47,9 @@ def _header(simulation: Simulation) -> Markup:
         (f"as fast as {dense}", times(simulation.speedup), f"{dense} at its ideal {ms(simulation.ideal_ms)}"),
         ("memory moved", size(moved.moved), f"{size(moved.least)} at least, {size(moved.held)} held"),
     ]
-    return element(
-        "header",
-        element("h1", simulation.pattern),
-        element("p", f"{simulation.stage} on {simulation.title} ", *badge),
-        element("p", f"{shape_text(simulation.shape)}{' · ' + params if params else ''}", class_="quiet"),
-        element("dl", *(_fact(*fact) for fact in facts), class_="facts"),
-    )
-
-
-def _fact(words: str, number: str, beside: str) -> Markup:
-    return element(
-        "div", element("dt", words), element("dd", number, class_="large"), element("dd", beside, class_="quiet")
-    )
-
-
-def _words(lines: tuple[str, ...]) -> Markup:
-    return element("pre", "\n".join(lines))
-
-
-def _text(item: tuple[str, str]) -> Markup:
-    name, words = item
-    return element("p", element("b", f"{name}: "), words)
+    subject = element("p", f"{shape_text(simulation.shape)}{' · ' + params if params else ''}", class_="quiet")
+    numbers = [
+        (words, element("dd", number, class_="large"), element("dd", beside, class_="quiet"))
+        for words, number, beside in facts
+    ]
+    return header(simulation, subject, numbers)

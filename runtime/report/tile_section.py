@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, merge_tiles, percent
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, coarsening, merge_tiles, percent
 from attnc.runtime.report.chart_svg import figure, label
 from attnc.runtime.report.markup import Markup, SliderFrame, element, joined, px
 
@@ -36,10 +36,7 @@ def tile_rows(drawing: Drawing) -> tuple[str, ...]:
 
 
 def _factor(drawing: Drawing) -> int:
-    factor = 1
-    while -(-max(drawing.tiles.shape) // factor) > MOST_TILES:
-        factor *= 2
-    return factor
+    return coarsening(max(drawing.tiles.shape), MOST_TILES)
 
 
 def tile_paths(rows: Sequence[str]) -> dict[str, str]:

@@ -40,7 +40,7 @@ from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
-from attnc.compiler.simulation.simulation import Pass, Simulation
+from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.call.call_shapes import (
     TensorSizes,
@@ -72,7 +72,7 @@ def simulated_choices(request: RequestedSimulation, open_relations: Open) -> Sim
     pattern, device = request.pattern, request.device
     open_relations, stands_for = _some_members(open_relations)
     problem = request.problem([relations for _, relations in open_relations])
-    request = replace(request, baseline=baseline_of(problem, request.baseline))
+    baseline = baseline_of(problem, request.baseline)
     works: dict[str, _SelectingAttention] = {}
     worked_out: set[str] = set()
     for node in pattern.nodes:
@@ -81,14 +81,18 @@ def simulated_choices(request: RequestedSimulation, open_relations: Open) -> Sim
         if content_masks([node.visible]) & {item.given for item in pattern.selections}:
             works[node.name] = _attention(request, node, open_relations, stands_for, worked_out)
     if isinstance(device, Machine):
-        simulation = _on_gpu(request, device, problem, works, open_relations, stands_for)
+        simulation = _on_gpu(request, device, problem, baseline, works, open_relations, stands_for)
     else:
-        simulation = _on_cpu(request, device, problem, works)
+        simulation = _on_cpu(request, device, problem, baseline, works)
     return replace(simulation, notes=(*simulation.notes, *_notes(works)), estimated=True)
 
 
 def _on_cpu(
-    request: RequestedSimulation, cpu: CpuMachine, problem: SimulatedCall, works: Mapping[str, _SelectingAttention]
+    request: RequestedSimulation,
+    cpu: CpuMachine,
+    problem: SimulatedCall,
+    baseline: Baseline,
+    works: Mapping[str, _SelectingAttention],
 ) -> Simulation:
     from attnc.runtime.executors.selections.listed import blocks_of  # only for simulations
 
@@ -105,14 +109,14 @@ def _on_cpu(
     whole = joined(plans) if plan.branches else plans[0][1]
     nodes = max(sum(1 for _ in walk(node.visible)) for node in pattern.nodes)
     chosen = tuple(branch_plan.work for branch_plan in works.values())
-    assert request.baseline is not None
-    return simulate_cpu(problem, whole, cpu, nodes, request.stage, request.baseline, chosen, besides(pattern, sizes))
+    return simulate_cpu(problem, whole, cpu, nodes, request.stage, baseline, chosen, besides(pattern, sizes))
 
 
 def _on_gpu(
     request: RequestedSimulation,
     machine: Machine,
     problem: SimulatedCall,
+    baseline: Baseline,
     works: Mapping[str, _SelectingAttention],
     open_relations: Open,
     stands_for: Mapping[str, float],
@@ -140,7 +144,7 @@ def _on_gpu(
                 simulate_gpu(whole, machine, stage) if branch is None else _scattered(whole, branch, machine, stage)
             )
             others.append(repeated(simulation, stands_for[_family(node)]))
-    return simulate_gpu_choices(problem, gathered, listed, others, machine, stage, request.baseline)
+    return simulate_gpu_choices(problem, gathered, listed, others, machine, stage, baseline)
 
 
 def _scattered(whole: SimulatedCall, selecting: _SelectingAttention, machine: Machine, stage: Pass) -> Simulation:
