@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -43,6 +44,28 @@ def columns() -> int:
 def print_json(values: Mapping[str, object]) -> None:
     """Print one JSON object to stdout, with the version of the schema first."""
     print(json.dumps({"schema": SCHEMA, **values}, ensure_ascii=not has_unicode(sys.stdout), indent=2))
+
+
+def print_answer(args: argparse.Namespace, values: Mapping[str, object], text: str) -> None:
+    """Print the answer of a command: JSON if the arguments ask for it, else text."""
+    if args.json:
+        print_json(values)
+    else:
+        print(text)
+
+
+def check_at_least(least: int, *options: tuple[str, int | None]) -> None:
+    """Raise UsageError for an option whose value is below `least`."""
+    for option, value in options:
+        if value is not None and value < least:
+            raise UsageError(f"{option} {value}: give a whole number, at least {least}")
+
+
+def add_repeated(
+    parser: argparse._ActionsContainer, option: str, dest: str, metavar: str, text: str, **more: Any
+) -> None:
+    """Add an option that may be repeated; its values are a list, which is empty without the option."""
+    parser.add_argument(option, dest=dest, metavar=metavar, action="append", default=[], help=text, **more)
 
 
 def print_error(message: str) -> None:

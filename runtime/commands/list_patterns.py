@@ -118,10 +118,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the patterns by family."""
     matches = matching(entries(), args.words)
-    if args.json:
-        console.print_json({"patterns": [_as_json(entry) for entry in matches]})
-    else:
-        print("\n\n".join(_in_words(matches)))
+    console.print_answer(args, {"patterns": list(map(_as_json, matches))}, "\n\n".join(_in_words(matches)))
     return console.FINE
 
 

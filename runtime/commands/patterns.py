@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.runtime.call.lengths import extent_of, natural_length
-from attnc.runtime.commands.console import UsageError
+from attnc.runtime.commands.console import UsageError, add_repeated
 from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
@@ -36,14 +36,8 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """Add `-p` and `--preset`."""
-    parser.add_argument(
-        "-p",
-        dest="params",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a parameter: a number, a fraction as in 1/3, true, false, or a list as in [7,7]; may be repeated",
-    )
+    text = "a parameter: a number, a fraction as in 1/3, true, false, or a list as in [7,7]; may be repeated"
+    add_repeated(parser, "-p", "params", "NAME=VALUE", text)
     parser.add_argument("--preset", metavar="NAME", help="one of the pattern's named sets of parameters")
 
 
@@ -146,15 +140,8 @@ def value_json(value: Value) -> object:
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add `--input`."""
-    parser.add_argument(
-        "--input",
-        dest="inputs",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="an input of the pattern as a JSON list, or one number for every entry; inputs not given get example "
-        "values",
-    )
+    text = "an input of the pattern as a JSON list, or one number for every entry; inputs not given get example values"
+    add_repeated(parser, "--input", "inputs", "NAME=VALUE", text)
 
 
 def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, NDArray[Any]]:

@@ -12,7 +12,7 @@ from attnc.compiler.ir import Extent
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import reads_head
-from attnc.compiler.receptive.fields import After, Layer, ReceptiveField, find_path, find_reach
+from attnc.compiler.receptive.fields import Layer, ReceptiveField, find_path, find_reach
 from attnc.compiler.receptive.laws import Law, find_law
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
@@ -117,26 +117,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"heads (default: what the parameters say, else {HEADS} if the heads differ)",
     )
-    parser.add_argument(
-        "--path",
-        dest="paths",
-        metavar="K",
-        type=int,
-        action="append",
-        default=[],
-        help="also show a path from token K to the query, token by token; may be repeated",
-    )
+    text = "also show a path from token K to the query, token by token; may be repeated"
+    console.add_repeated(parser, "--path", "paths", "K", text, type=int)
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, value in (
-        ("--layers", args.layers),
-        ("--len", args.n),
-        ("--heads", args.heads),
-        *(("--times", entry.times) for entry in args.entries),
-    ):
-        if value is not None and value < 1:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    options = [("--layers", args.layers), ("--len", args.n), ("--heads", args.heads)]
+    console.check_at_least(1, *options, *(("--times", entry.times) for entry in args.entries))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -184,10 +171,8 @@ def run(args: argparse.Namespace) -> int:
         _Way(token, None if layer is None else find_path(layers, stack.order, query, token, layer))
         for token, layer in zip(args.paths, reach.known, strict=True)
     ]
-    if args.json:
-        console.print_json(_as_json(stack, reach, args.layers, ways, notes))
-    else:
-        print("\n".join(_in_words(stack, reach, args.layers, ways, notes)))
+    facts = stack, reach, args.layers, ways, notes
+    console.print_answer(args, _as_json(*facts), "\n".join(_in_words(*facts)))
     return console.FINE
 
 
@@ -349,6 +334,8 @@ def _path_text(way: _Way, reach: ReceptiveField) -> str:
 def _as_json(
     stack: _Stack, reach: ReceptiveField, layers: int, ways: Sequence[_Way], notes: Sequence[str]
 ) -> dict[str, object]:
+    fields = list(reach.after[: layers + 1])
+    fields += fields[-1:] * (layers + 1 - len(fields))  # the field after its last layer stays as it is
     return {
         "patterns": [
             {
@@ -371,7 +358,7 @@ def _as_json(
                 "furthest": item.furthest,
                 "all_within": item.within,
             }
-            for layer, item in enumerate(_padded_fields(reach, layers))
+            for layer, item in enumerate(fields)
         ],
         "complete_from": reach.complete,
         "final_from": reach.final,
@@ -380,12 +367,6 @@ def _as_json(
         "paths": [{"token": way.token, "tokens": None if way.tokens is None else list(way.tokens)} for way in ways],
         "notes": list(notes),
     }
-
-
-def _padded_fields(reach: ReceptiveField, layers: int) -> list[After]:
-    """Return the receptive field after 0, 1, … layers; the last entry repeats once the field stops growing."""
-    fields = list(reach.after[: layers + 1])
-    return fields + fields[-1:] * (layers + 1 - len(fields))
 
 
 def _law_json(law: Law | None) -> dict[str, object] | None:

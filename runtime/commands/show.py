@@ -177,14 +177,8 @@ def _tiles_json(attention: PatternAnalysis, tile_map: TileMap, args: argparse.Na
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, value, least in (
-        ("--len", args.n_q, 1),
-        ("--keys", args.n_k, 1),
-        ("--tile", args.tile, 1),
-        ("--head", args.head, 0),
-    ):
-        if value is not None and value < least:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least {least}")
+    console.check_at_least(1, ("--len", args.n_q), ("--keys", args.n_k), ("--tile", args.tile))
+    console.check_at_least(0, ("--head", args.head))
     if args.out is not None and args.out.suffix != ".svg":
         raise console.UsageError(f"-o {args.out}: the picture is an SVG; its name must end in .svg")
 

@@ -43,15 +43,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: float32 on the CPU, else bfloat16)"
     )
-    parser.add_argument(
-        "--device",
-        dest="devices",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a100, h100, h200, b200, cpu (this machine's), or a file NAME.json that describes a machine; may be "
-        "repeated (default h100)",
-    )
+    text = "a100, h100, h200, b200, cpu (this machine's), or a file NAME.json that describes a machine; may be "
+    console.add_repeated(parser, "--device", "devices", "NAME", f"{text}repeated (default h100)")
     parser.add_argument(
         "--pass", dest="stage", metavar="NAME", default="forward", help=f"{', '.join(PASSES)} (default forward)"
     )
@@ -63,17 +56,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tile", metavar="QxK", help="only this tile size, as in 128x64")
     parser.add_argument("--order", metavar="NAME", help="only this order of tokens: natural, bricks, residues")
-    parser.add_argument(
-        "--compare", metavar="SPEC", action="append", default=[], help="also simulate this pattern; may be repeated"
-    )
-    parser.add_argument(
-        "-q",
-        dest="other_params",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a parameter of the patterns of --compare; may be repeated",
-    )
+    console.add_repeated(parser, "--compare", "compare", "SPEC", "also simulate this pattern; may be repeated")
+    text = "a parameter of the patterns of --compare; may be repeated"
+    console.add_repeated(parser, "-q", "other_params", "NAME=VALUE", text)
     parser.add_argument(
         "--sweep",
         metavar="NAME=LOW..HIGH",
@@ -92,14 +77,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the parameter of the report's second slider (default: the first integer parameter, such as a window)",
     )
     add_inputs(parser)
-    parser.add_argument(
-        "--size",
-        dest="sizes",
-        metavar="NAME=N",
-        action="append",
-        default=[],
-        help="a size of a recurrence's states, as in --size slots=64; may be repeated",
-    )
+    text = "a size of a recurrence's states, as in --size slots=64; may be repeated"
+    console.add_repeated(parser, "--size", "sizes", "NAME=N", text)
 
 
 def run(args: argparse.Namespace) -> int:

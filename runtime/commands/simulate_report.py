@@ -64,7 +64,7 @@ def _states_report(cases: SimulateCases, answer: SimulateAnswer, even: str) -> s
         from attnc.runtime.pictures.branches import make_branches  # only for pictures
     main = answer.main
     n = min(cases.n, DRAWN_WITH_STATES) if has_free_length(cases.attention.bound) else cases.n
-    inputs = given_inputs(cases.attention.bound, cases.request.inputs, n, n)
+    inputs = given_inputs(cases.attention.bound, cases.args.inputs, n, n)
     growth = main.growth if isinstance(main, RecurrenceSimulation) else "not known, as a branch has a state"
     return states_html(main, make_branches(cases.attention, n, n, inputs), growth, even)
 
@@ -129,7 +129,7 @@ def _drawing_of(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Dra
     if not attention.has_mask or short > MOST_DRAWN:
         return None
     try:
-        return make_drawing(attention, short, short, given_inputs(attention.bound, cases.request.inputs, short, short))
+        return make_drawing(attention, short, short, given_inputs(attention.bound, cases.args.inputs, short, short))
     except TorchMissingError:
         raise
     except (AttncError, UsageError):
