@@ -16,7 +16,7 @@ from attnc.runtime.choices.records import (
     Record,
     read_record,
 )
-from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
+from attnc.runtime.disk.store import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.disk.whole import write_for_user
 
 LARGEST = 256 * MOST

@@ -21,13 +21,12 @@ from attnc.runtime.commands.patterns import (
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg
-from attnc.runtime.pictures.branch_text import branches_text
 from attnc.runtime.pictures.branch_views import BranchesDrawing, has_states
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
+from attnc.runtime.pictures.terminal_text import branches_text, tile_map_text
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
 from attnc.runtime.pictures.tile_svg import tile_map_svg
-from attnc.runtime.pictures.tile_text import tile_map_text
 
 FIRST_ROWS = 8
 LONG = 16384

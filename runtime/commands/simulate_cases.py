@@ -28,8 +28,7 @@ from attnc.runtime.commands.patterns import (
     whole_number,
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
-from attnc.runtime.simulate.floors import Floor
-from attnc.runtime.simulate.simulating import break_even, differs
+from attnc.runtime.simulate.simulating import Floor, break_even, differs
 from attnc.spec.errors import AttncError
 
 LENGTH = 16384

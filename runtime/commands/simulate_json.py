@@ -10,7 +10,7 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import Recurrence
 from attnc.compiler.simulation.simulation import SimulatedSchedule, Simulation
 from attnc.runtime.commands.patterns import value_json
 from attnc.runtime.commands.simulate_cases import SimulateAnswer
-from attnc.runtime.simulate.floors import Floor
+from attnc.runtime.simulate.simulating import Floor
 
 
 def answer_json(answer: SimulateAnswer) -> dict[str, object]:

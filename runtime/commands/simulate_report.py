@@ -16,9 +16,8 @@ from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases,
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
-from attnc.runtime.report.page import report_html
+from attnc.runtime.report.page import report_html, states_html
 from attnc.runtime.report.point import ReportPoint
-from attnc.runtime.report.states_page import states_html
 from attnc.runtime.simulate.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead

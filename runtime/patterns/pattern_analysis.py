@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.api.attention import Attention
-    from attnc.runtime.simulate.floors import Floor
-    from attnc.runtime.simulate.simulating import RequestedSimulation
+    from attnc.runtime.simulate.simulating import Floor, RequestedSimulation
 
 
 class PatternAnalysis(PatternDescription):

@@ -13,10 +13,9 @@ import torch
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Rates, Table
-from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.machine_key import has_matrix_tiles, installed, this_cpu
-from attnc.runtime.disk.store import store
+from attnc.runtime.disk.store import Payload, store
 from attnc.runtime.planning.plausible import implausible
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The layout of the page, and the data that the sliders select from."""
+"""The layout of the pages: with the data that sliders select from, and of patterns with states, without sliders."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from pathlib import Path
 from uuid import uuid4
 
 from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.print_simulation import ms, shape_text, size, times
 from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.pictures.branch_svg import branches_svg
+from attnc.runtime.pictures.branch_views import BranchesDrawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.pictures.svg import to_svg
 from attnc.runtime.report.contents import ReportContents, table_json
 from attnc.runtime.report.ladder import draw_ladder
 from attnc.runtime.report.markup import Markup, SliderFrame, element, embedded_json, joined
-from attnc.runtime.report.point import ReportPoint, point_of, rival
+from attnc.runtime.report.point import ReportPoint, parameters_text, point_of, rival
 from attnc.runtime.report.roofline import draw_roofline, machine_of, roofline_of
-from attnc.runtime.report.schedule_tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
+from attnc.runtime.report.schedule_tables import (
+    draw_compared,
+    draw_devices,
+    draw_notes,
+    draw_schedule,
+    sizes_differ,
+    table,
+)
 from attnc.runtime.report.sweep import draw_sweep, sweep_of
 from attnc.runtime.report.tile_section import draw_tiles
 from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
@@ -270,3 +280,50 @@ def _footer(simulation: Simulation) -> Markup:
         "" if simulation.calibrated else f" {figures} are published or estimated; none was measured here.",
     ]
     return element("footer", *words)
+
+
+# --- the page of a pattern with states -------------------------------------------------------------------------------
+
+
+LADDER = ("", "speedup", "lost to")
+SCHEDULE = ("", "runs as", "limited by", "time")
+
+
+def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: str, break_even_text: str) -> str:
+    """Return a self-contained page without scripts; equal arguments give equal texts."""
+    dense = rival(simulation)
+    texts = paragraphs(("Growth", growth_text), ("Break-even", break_even_text))
+    derivations = [
+        part for view in drawing.views for part in (element("h3", view.name), element("pre", "\n".join(view.words)))
+    ]
+    rungs = [[rung.name, times(rung.speedup), rung.lost_to] for rung in simulation.rungs]
+    choices = [
+        [schedule.kernel, schedule.how, schedule.limit, ms(schedule.ms)]
+        for schedule in (*simulation.choices, *simulation.others)
+    ]
+    body = [
+        _states_header(simulation),
+        card("branches", "Branches", Markup(branches_svg(drawing)), scrolls=True),
+        card("derivation", "What each branch does", *derivations),
+        card("ladder", f"Ladder over ideal {dense} attention", table("Ladder", LADDER, rungs, "rungs")),
+        card("schedule", "Schedule", table("Schedules", SCHEDULE, choices, "schedule-rows")),
+        card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *texts),
+    ]
+    main = element("body", element("main", joined(body, "\n")))
+    return f"<!DOCTYPE html>\n{element('html', head(simulation), main, lang='en')}\n"
+
+
+def _states_header(simulation: Simulation) -> Markup:
+    params = parameters_text(simulation)
+    dense, moved = rival(simulation), simulation.traffic
+    facts = [
+        ("predicted time", ms(simulation.predicted_ms), f"{dense} attention {ms(simulation.dense_ms)}"),
+        (f"as fast as {dense}", times(simulation.speedup), f"{dense} at its ideal {ms(simulation.ideal_ms)}"),
+        ("memory moved", size(moved.moved), f"{size(moved.least)} at least, {size(moved.held)} held"),
+    ]
+    subject = element("p", f"{shape_text(simulation.shape)}{' · ' + params if params else ''}", class_="quiet")
+    numbers = [
+        (words, element("dd", number, class_="large"), element("dd", beside, class_="quiet"))
+        for words, number, beside in facts
+    ]
+    return header(simulation, subject, numbers)
