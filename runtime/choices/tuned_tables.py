@@ -10,12 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnc.runtime.call.call_errors import ArgumentError
-from attnc.runtime.choices.records import (
-    KIND,
-    SCHEMA,
-    Record,
-    read_record,
-)
+from attnc.runtime.choices.records import KIND, SCHEMA, Record, read_record
 from attnc.runtime.disk.store import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.disk.whole import write_for_user
 

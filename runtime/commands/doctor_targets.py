@@ -15,14 +15,7 @@ from attnc.runtime.toolchain import routing_gate
 from attnc.runtime.toolchain.compiling import CompiledBinary, Outcome, compile_all
 from attnc.runtime.toolchain.kernel_gate import GateCase
 from attnc.runtime.toolchain.machine_code import Loop
-from attnc.runtime.toolchain.selection import (
-    SELECTION,
-    NoKernels,
-    PatternRequest,
-    cases,
-    named,
-    whole_library,
-)
+from attnc.runtime.toolchain.selection import SELECTION, NoKernels, PatternRequest, cases, named, whole_library
 from attnc.spec.suggest import did_you_mean
 
 Row = dict[str, object]

@@ -9,12 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from attnc.runtime.commands import console
-from attnc.runtime.texts.library import (
-    ModuleLoader,
-    find,
-    library_files,
-    library_names,
-)
+from attnc.runtime.texts.library import ModuleLoader, find, library_files, library_names
 from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Program

@@ -13,12 +13,7 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
-from attnc.runtime.call.call_shapes import (
-    TensorSizes,
-    check_counts,
-    names_read,
-    shape_of_call,
-)
+from attnc.runtime.call.call_shapes import TensorSizes, check_counts, names_read, shape_of_call
 from attnc.runtime.planning.branch_relations import BranchRelations, is_single
 from attnc.runtime.planning.call_relations import relations_of
 from attnc.runtime.texts.library import ModuleLoader, find

@@ -19,13 +19,7 @@ from attnc.compiler.kernels.selected.selected_kernels import tiles_of
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, columns_for
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.compiler.passes.attentions import (
-    alone,
-    choosing,
-    content_masks,
-    content_masks_of_selection,
-    might_hold,
-)
+from attnc.compiler.passes.attentions import alone, choosing, content_masks, content_masks_of_selection, might_hold
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, single_keys
@@ -33,21 +27,14 @@ from attnc.compiler.simulation.cpu_choices import Deciding, SelectionWork
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
 from attnc.compiler.simulation.expected_choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.gpu_choices import GpuWork, ListedWork, repeated, simulate_gpu_choices
-from attnc.compiler.simulation.gpu_clocks import (
-    Kernel,
-)
+from attnc.compiler.simulation.gpu_clocks import Kernel
 from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.call_shapes import (
-    TensorSizes,
-    missing,
-    number,
-    shape_of_call,
-)
+from attnc.runtime.call.call_shapes import TensorSizes, missing, number, shape_of_call
 from attnc.runtime.executors.selections.counted import besides, deciding
 from attnc.runtime.executors.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.planning.call_relations import relations_of

@@ -18,14 +18,7 @@ from attnc.compiler.simulation.recurrent.recurrence_call import call_of, own_siz
 from attnc.compiler.simulation.recurrent.recurrence_cpu_ladder import simulate_recurrence_cpu
 from attnc.compiler.simulation.recurrent.recurrence_gpu_ladder import simulate_recurrence_gpu
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RUNGS, RecurrenceSimulation
-from attnc.compiler.simulation.simulation import (
-    Rung,
-    RungName,
-    Shape,
-    SimulatedSchedule,
-    Simulation,
-    Traffic,
-)
+from attnc.compiler.simulation.simulation import Rung, RungName, Shape, SimulatedSchedule, Simulation, Traffic
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.call.call_shapes import TensorSizes, is_tensor
 from attnc.runtime.executors.recurrent.derived_recurrence import DerivedRecurrence

@@ -22,21 +22,14 @@ from attnc.compiler.planning.schedule import CoverChoice, choose
 from attnc.compiler.planning.schedule import CoverProblem as Covering
 from attnc.compiler.simulation.candidates import ScheduleCandidates, ScheduleRequest
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
-from attnc.compiler.simulation.gpu_clocks import (
-    Kernel,
-)
+from attnc.compiler.simulation.gpu_clocks import Kernel
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Pass
 from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.call.tensor_checks import call_shape
 from attnc.runtime.choices.records import MODEL
-from attnc.runtime.choices.tile_candidates import (
-    STAGES,
-    allowed_shapes,
-    knob_of,
-    machine_of,
-)
+from attnc.runtime.choices.tile_candidates import STAGES, allowed_shapes, knob_of, machine_of
 from attnc.runtime.executors.cpu.cpu_plans import by_option
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.planning import stored_rates

@@ -23,12 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from attnc.runtime.call.tensor_checks import check_tensors
 from attnc.runtime.choices.choice_keys import Executor, bucket_of
 from attnc.runtime.choices.choice_source import Choices
-from attnc.runtime.choices.records import (
-    MODEL,
-    KnobTrial,
-    Record,
-    Stage,
-)
+from attnc.runtime.choices.records import MODEL, KnobTrial, Record, Stage
 from attnc.runtime.choices.tuned import MEASURING, Tuned
 from attnc.runtime.disk.store import store
 from attnc.runtime.planning.plans import Planner

@@ -13,32 +13,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, find_live_tiles
 from attnc.compiler.ir import VALUES, Apply, Element, FloatSelect, Index, Number, Pattern, Ratio, Value
 from attnc.compiler.ir.rewrite import replace_values
-from attnc.compiler.ir.value_nodes import (
-    apply,
-    dot,
-    element,
-    number,
-    rank,
-    vector,
-)
+from attnc.compiler.ir.value_nodes import apply, dot, element, number, rank, vector
 from attnc.compiler.ir.value_nodes import scale as factor
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
-from attnc.compiler.passes.pointwise import (
-    NotPointwiseError,
-    Pointwise,
-    pointwise,
-    pointwise_value,
-)
+from attnc.compiler.passes.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.executors.flex.torch_tape import (
-    SCORE,
-    MaskMod,
-    ScoreMod,
-    write_mask_mod,
-    write_score_mod,
-)
+from attnc.runtime.executors.flex.torch_tape import SCORE, MaskMod, ScoreMod, write_mask_mod, write_score_mod
 from attnc.runtime.values.functions import FUNCTIONS
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2

@@ -26,26 +26,14 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call.device_targets import pretended, target_of
-from attnc.runtime.call.tensor_checks import (
-    TensorSizes,
-    blank,
-    call_shape,
-    check_tensors,
-    names_read,
-)
+from attnc.runtime.call.tensor_checks import TensorSizes, blank, call_shape, check_tensors, names_read
 from attnc.runtime.choices.tile_candidates import STAGES, allowed_shapes, knob_of
 from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.triton.document_windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.executors.triton.gpu_executor import Prepared
 from attnc.runtime.executors.triton.mask_lists import MaskLists, StageTensors
 from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
-from attnc.runtime.planning.plans import (
-    Planner,
-    documents_of_call,
-    name_of,
-    planning,
-    relations_of,
-)
+from attnc.runtime.planning.plans import Planner, documents_of_call, name_of, planning, relations_of
 from attnc.runtime.process.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 
