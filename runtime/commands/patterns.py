@@ -138,6 +138,14 @@ def value_json(value: Value) -> object:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
+def add_lengths(parser: argparse.ArgumentParser, note: str, **options: Any) -> None:
+    """Add `--len`, with a note at the end of its help, and `--keys`."""
+    text = f"queries, as in 16384 or 16k{note}"
+    parser.add_argument("--len", metavar="N", type=whole_number, help=text, **options)
+    text = "keys (default: the number of queries)"
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help=text)
+
+
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add `--input`."""
     text = "an input of the pattern as a JSON list, or one number for every entry; inputs not given get example values"

@@ -13,11 +13,11 @@ from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     add_grid,
     add_inputs,
+    add_lengths,
     add_pattern,
     analysed,
     given_inputs,
     value_json,
-    whole_number,
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg
@@ -37,16 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `show`."""
     add_pattern(parser)
     add_grid(parser)
-    parser.add_argument(
-        "--len",
-        dest="n_q",
-        metavar="N",
-        type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {SHORT}, with --tiles {LONG}, or the pattern's length)",
-    )
-    parser.add_argument(
-        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
-    )
+    add_lengths(parser, f" (default {SHORT}, with --tiles {LONG}, or the pattern's length)", dest="n_q")
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
     parser.add_argument(
         "--tile", metavar="N", type=int, help="side of a tile (default: depends on the length, at most 128)"

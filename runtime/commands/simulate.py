@@ -13,7 +13,7 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import Recurrence
 from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, whole_number
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_lengths, add_pattern
 from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateAnswer, cases_of, rival_text
 from attnc.runtime.commands.simulate_json import answer_json
 from attnc.runtime.commands.simulate_report import report
@@ -23,16 +23,7 @@ from attnc.runtime.report.page import write_report
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `simulate`."""
     add_pattern(parser)
-    parser.add_argument(
-        "--len",
-        dest="n_q",
-        metavar="N",
-        type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {LENGTH}, or the pattern's length)",
-    )
-    parser.add_argument(
-        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
-    )
+    add_lengths(parser, f" (default {LENGTH}, or the pattern's length)", dest="n_q")
     add_grid(parser)
     parser.add_argument(
         "--heads", metavar="H", type=int, help=f"query heads (default: what the parameters say, else {HEADS})"
