@@ -186,6 +186,3 @@ class PatternDescription:
 
     def _relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:
         return relations_of(self._pattern, self._shape_of(sizes, inputs))
-
-
-__all__ = ["PatternDescription", "read_spec"]

@@ -167,6 +167,3 @@ def _half_text(left: tuple[float, ...], cell: int) -> str:
         return f"more than half of a token's value is left after {(len(left) - 1) * cell:,} tokens"
     tokens = "1 token" if gone * cell == 1 else f"{gone * cell:,} tokens"
     return f"less than half of a token's value is left after {tokens}"
-
-
-__all__ = ["BranchView", "BranchesDrawing", "make_branches"]

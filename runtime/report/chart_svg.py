@@ -24,6 +24,12 @@ def figure(name: str, title: str, description: str, width: float, height: float,
     )
 
 
+def hatch(name: str, step: int, *parts: str) -> Markup:
+    """Return a pattern of slanted strokes, `step` pixels apart."""
+    more = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
+    return element("pattern", *parts, id=name, width=step, height=step, **more)
+
+
 def label(x: float, y: float, text: str, style: str = "", *, anchor: str | None = None) -> Markup:
     """Return a line of text at (x, y). `anchor`: middle or end, the part of the text that is at x."""
     return element("text", text, class_=style or None, x=x, y=y, text_anchor=anchor)

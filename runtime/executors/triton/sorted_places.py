@@ -166,9 +166,6 @@ def _key_tiles(starts: Tensor, keys: int, size: int) -> Tensor:
     return torch.stack([place, starts.index_select(0, place) + first * size], 1).int()
 
 
-__all__ = ["Numbering", "sorted_tables"]
-
-
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ import torch
 from attnc import compile_attention
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.pictures.branch_svg import branches_svg
-from attnc.runtime.pictures.branches import BranchesDrawing, make_branches
+from attnc.runtime.pictures.branch_views import BranchesDrawing
+from attnc.runtime.pictures.branches import make_branches
 from attnc.runtime.pictures.terminal_text import branches_text
 from command_calls import run
 
