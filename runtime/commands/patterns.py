@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from attnc.runtime.call.lengths import extent_of, natural_length
 from attnc.runtime.commands.console import UsageError, add_repeated
-from attnc.runtime.texts.library import ModuleLoader, find
-from attnc.spec.load import load_program
+from attnc.runtime.texts.library import load
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
@@ -227,8 +226,7 @@ def grid_params(spec: str, text: str) -> list[str]:
     extents = [part.strip() for part in text.replace("×", ",").replace("x", ",").split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in extents):
         raise UsageError(f"--grid {text}: write whole numbers above 0, as in --grid 30,48,80")
-    source_file = find(spec)
-    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
+    program, _ = load(spec)
     if not program.segments:
         raise UsageError(f"--grid {text}: `{program.name}` has no grid, its tokens are a sequence; use --len")
     axes = program.segments[0].axes

@@ -28,6 +28,7 @@ from attnc.runtime.commands.patterns import (
     whole_number,
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.pictures.branch_views import has_states
 from attnc.runtime.simulate.simulating import Floor, break_even, differs
 from attnc.spec.errors import AttncError
 
@@ -88,7 +89,7 @@ class SimulateCases:
 
     def answer(self) -> SimulateAnswer:
         """Run all requested simulations and return their results."""
-        growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
+        growth = None if has_states(self.attention) else self.attention.growth(heads=self.main.shape.heads)
         return SimulateAnswer(
             self.main,
             self._rivals() if self.args.json else {},
@@ -159,7 +160,7 @@ class SimulateCases:
         return {**sizes, **inputs, **attention._arrays_of(examples)}
 
     def _floors(self) -> tuple[Floor, ...]:
-        if self.args.stage == "decode" or has_states(self.attention.pattern):
+        if self.args.stage == "decode" or has_states(self.attention):
             return ()
         n_k = self.args.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
@@ -251,11 +252,6 @@ def rival_text(simulation: Simulation) -> str:
     return "causal attention" if simulation.baseline == "causal" else "dense attention"
 
 
-def has_states(pattern: Pattern) -> bool:
-    """Whether the pattern or one of its branches is a recurrence."""
-    return pattern.recur is not None or bool(pattern.stateful)
-
-
 def _sizes_of(pattern: Pattern) -> frozenset[str]:
     """Return the names of the sizes that only the pattern's states have."""
     recurs = [*pattern.stateful, *([] if pattern.recur is None else [pattern.recur])]
@@ -268,7 +264,7 @@ def _check_kind(args: argparse.Namespace, sizes: Mapping[str, int], attention: P
     for name in sizes.keys() - state_sizes:
         listed = f"its states have {', '.join(sorted(state_sizes))}" if state_sizes else "no state has sizes of its own"
         raise UsageError(f"--size {name}: `{attention.name}` has no state with such a size; {listed}")
-    if not has_states(attention.pattern):
+    if not has_states(attention):
         return
     kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
     for option, value in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):

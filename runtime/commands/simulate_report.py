@@ -12,8 +12,9 @@ from attnc.runtime.call.call_errors import TorchMissingError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
-from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, has_states, sweep_of
+from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, sweep_of
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.pictures.branch_views import has_states
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html, states_html
@@ -38,7 +39,7 @@ def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str 
     `even` describes the break-even length; `slider` names the parameter of the second slider. Raises UsageError for a
     slider that is not a whole-number parameter of the pattern.
     """
-    if has_states(cases.attention.pattern):
+    if has_states(cases.attention):
         return _states_report(cases, answer, even)
     name = _slider(cases.attention, slider)
     swept = None if cases.args.sweep is None else sweep_of(cases.args.sweep)[0]

@@ -10,12 +10,11 @@ from attnc.runtime.api.attention import compile_attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import check_heads
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number
-from attnc.runtime.texts.library import ModuleLoader, find
+from attnc.runtime.texts.library import load
 from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, requested_choice
 from attnc.runtime.verifying.verification import DTYPES, ExecutorTrial, Verdict, verify
-from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
@@ -37,8 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 1 if an executor disagrees or if something was not compared, else 0."""
     request = _request(args)
-    source_file = find(args.spec)
-    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
+    program, _ = load(args.spec)
     params = given_params(args)
     requested = requested_choice(program, params, args.preset)
     with console.progress("verify", LOOKS) as step:

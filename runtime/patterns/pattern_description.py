@@ -16,8 +16,7 @@ from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, need
 from attnc.runtime.call.call_shapes import TensorSizes, check_counts, names_read, shape_of_call
 from attnc.runtime.planning.branch_relations import BranchRelations, is_single
 from attnc.runtime.planning.call_relations import relations_of
-from attnc.runtime.texts.library import ModuleLoader, find
-from attnc.spec.load import load_program
+from attnc.runtime.texts.library import load
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
@@ -34,10 +33,8 @@ def read_spec(
 
     Raises SpecError, PatternNotFoundError.
     """
-    text = find(spec)
-    loader = ModuleLoader(text.folder)
-    bound = bind(load_program(text.source, loader, text.name), params, preset)
-    return bound, dict(loader.given)
+    program, modules = load(spec)
+    return bind(program, params, preset), modules
 
 
 class PatternDescription:
