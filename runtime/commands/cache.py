@@ -106,58 +106,52 @@ def _why(args: argparse.Namespace) -> int:
     payloads = [entry.payload for entry in store().entries() if entry.kind == KIND and entry.payload is not None]
     records = [record for payload in payloads if (record := read_record(payload)) is not None]
     answers: list[dict[str, object]] = []
+    texts: list[str] = []
     if attention.is_recurrence or attention.pattern.chooses:
         raise UsageError(f"`{attention.name}`: {NOTHING}")
     for call in calls(attention, args):
         executor: Executor = "triton" if call.q.is_cuda else "cpu"
         key, bucket = tuned.key(call.sizes, executor, call.q.device), bucket_of(call.sizes)
-        record = tuned.record(call.sizes, executor, call.q.device)
-        answers.append(_answer(key, bucket, record, records))
-    console.print_answer(args, {"calls": answers}, "\n".join(map(_in_words, answers)))
+        answer, text = _answer(key, bucket, tuned.record(call.sizes, executor, call.q.device), records)
+        answers.append(answer)
+        texts.append(text)
+    console.print_answer(args, {"calls": answers}, "\n".join(texts))
     return console.FINE if all(answer["found"] for answer in answers) else console.FOUND
 
 
-def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> dict[str, object]:
+def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> tuple[dict[str, object], str]:
+    """Return the answer about one call as JSON and as text: its entry, or what differs in the nearest entry."""
     from attnc.runtime.choices.records import KIND, name_of  # needs torch, which may be missing
 
-    name = name_of(key, bucket)
-    nearest = min(records, key=lambda other: _distance(key, bucket, other), default=None) if record is None else None
-    differences = [] if nearest is None else _differing(key, bucket, nearest)
-    return {
+    def differing(other: Record) -> list[str]:
+        shapes = [] if other.bucket == bucket else [f"shapes: {bucket}, there {other.bucket}"]
+        return [*key.differing(other.key), *shapes]
+
+    def distance(other: Record) -> tuple[bool, int]:  # a different pattern always ranks last
+        return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(differing(other))
+
+    entry = f"{KIND}-{name_of(key, bucket)}"
+    nearest = min(records, key=distance, default=None) if record is None else None
+    nearest_entry = None if nearest is None else f"{KIND}-{nearest.name}"
+    differences = [] if nearest is None else differing(nearest)
+    lines = [str(key), f"{'shapes':<14}{bucket}", f"{'entry':<14}{entry}"]
+    if record is None:
+        lines.append("not in the cache: run `attnc tune` with the same arguments to measure it")
+    else:
+        lines.append(f"in the cache: {record}")
+    if nearest is not None:
+        lines += [f"the nearest entry, {nearest_entry}, differs in", *(f"  {line}" for line in differences)]
+    answer: dict[str, object] = {
         "key": dict(key.parts),
         "bucket": bucket,
-        "entry": f"{KIND}-{name}",
+        "entry": entry,
         "found": record is not None,
         "choices": None if record is None else dict(record.choices),
         "text": None if record is None else str(record),
-        "nearest": None if nearest is None else f"{KIND}-{nearest.name}",
+        "nearest": nearest_entry,
         "differs_in": differences,
     }
-
-
-def _differing(key: Key, bucket: str, other: Record) -> list[str]:
-    shapes = [] if other.bucket == bucket else [f"shapes: {bucket}, there {other.bucket}"]
-    return [*key.differing(other.key), *shapes]
-
-
-def _distance(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
-    """Return how far an entry is from a key, as a sort key; a different pattern always ranks last."""
-    return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(_differing(key, bucket, other))
-
-
-def _in_words(answer: dict[str, object]) -> str:
-    from attnc.runtime.choices.choice_keys import Key  # needs torch, which may be missing
-
-    parts, differs = answer["key"], answer["differs_in"]
-    assert isinstance(parts, dict)
-    assert isinstance(differs, list)
-    lines = [str(Key.of(parts)), f"{'shapes':<14}{answer['bucket']}", f"{'entry':<14}{answer['entry']}"]
-    if answer["found"]:
-        return "\n".join([*lines, f"in the cache: {answer['text']}"])
-    lines.append("not in the cache: run `attnc tune` with the same arguments to measure it")
-    if answer["nearest"] is not None:
-        lines += [f"the nearest entry, {answer['nearest']}, differs in", *(f"  {line}" for line in differs)]
-    return "\n".join(lines)
+    return answer, "\n".join(lines)
 
 
 def _clear(args: argparse.Namespace) -> int:

@@ -6,13 +6,14 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from attnc.runtime.process.environment import wants_plain_text
 from attnc.spec.diagnostics import Diagnostic, Severity
+from attnc.spec.errors import SpecError
 from attnc.spec.render import render, to_json
 
 FINE, FOUND, USAGE = 0, 1, 2
@@ -74,11 +75,13 @@ def print_error(message: str) -> None:
     print(f"{mark}: {message}", file=sys.stderr)
 
 
-def print_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
-    """Print rendered diagnostics to stderr, with a blank line after each."""
+def print_diagnostics(diagnostics: Iterable[Diagnostic], unread: Iterable[dict[str, object]] = ()) -> None:
+    """Print rendered diagnostics to stderr, with a blank line after each, then the errors of `read_each`."""
     color = has_color(sys.stderr)
     for diagnostic in diagnostics:
         print(f"{render(diagnostic, color=color)}\n", file=sys.stderr)
+    for message in unread:
+        print_error(str(message["message"]))
 
 
 def diagnostics_json(diagnostics: Iterable[Diagnostic]) -> list[dict[str, str | int]]:
@@ -92,10 +95,24 @@ def message_json(message: str, file: str | None = None) -> dict[str, object]:
     return {**keys, "file": file, "line": None, "column": None, "help": ""}
 
 
-def unread_json(name: str, error: OSError | UsageError) -> dict[str, object]:
-    """Return the error of a file that could not be read, with the JSON keys of a diagnostic."""
-    reason = str(error) if isinstance(error, UsageError) else error.strerror or type(error).__name__
-    return message_json(f"{name}: {reason}", name)
+def read_each(
+    files: Iterable[str], read: Callable[[str], Iterable[Diagnostic]]
+) -> tuple[list[Diagnostic], list[dict[str, object]]]:
+    """Read files in order; return what `read` returns or raises as diagnostics, and the errors of unreadable files.
+
+    Errors have the JSON keys of a diagnostic.
+    """
+    diagnostics: list[Diagnostic] = []
+    unread = []
+    for name in files:
+        try:
+            diagnostics.extend(read(name))
+        except SpecError as error:
+            diagnostics.extend(error.diagnostics)
+        except (OSError, UsageError) as error:
+            reason = str(error) if isinstance(error, UsageError) else error.strerror or type(error).__name__
+            unread.append(message_json(f"{name}: {reason}", name))
+    return diagnostics, unread
 
 
 def read_file(name: str) -> bytes:
