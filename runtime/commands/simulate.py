@@ -14,7 +14,7 @@ from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import add_grid, add_inputs, add_lengths, add_pattern
-from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateAnswer, cases_of, rival_text
+from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateCases, cases_of, rival_text
 from attnc.runtime.commands.simulate_json import answer_json
 from attnc.runtime.commands.simulate_report import report
 from attnc.runtime.report.page import write_report
@@ -77,29 +77,29 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.suffix != ".html":
         raise UsageError(f"-o {args.out}: the report is an HTML page; its name must end in .html")
     cases = cases_of(args)
-    answer = cases.answer()
+    cases.simulate_all()
     if args.out is not None:
-        write_report(args.out, report(cases, answer, _even_in_words(answer), args.slider))
+        write_report(args.out, report(cases, _even_in_words(cases), args.slider))
     if args.json:
-        console.print_json(answer_json(answer))
+        console.print_json(answer_json(cases))
     elif args.out is not None:
-        main = answer.main
+        main = cases.main
         print(f"{args.out}: {main.pattern}, {times(main.speedup)} as fast as {rival_text(main)} on {main.title}")
     else:
-        print(_in_words(answer))
+        print(_in_words(cases))
     return console.FINE
 
 
-def _in_words(answer: SimulateAnswer) -> str:
-    lines = [_printed(answer.main), f"growth    {_growth(answer)}"]
-    lines += [f"floor     {floor}" for floor in answer.floors]
-    lines.append(f"break-even {_even_in_words(answer)}")
-    lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
-    if answer.others:
-        simulations = [answer.main, *answer.others]
+def _in_words(cases: SimulateCases) -> str:
+    lines = [_printed(cases.main), f"growth    {_growth(cases)}"]
+    lines += [f"floor     {floor}" for floor in cases.floors]
+    lines.append(f"break-even {_even_in_words(cases)}")
+    lines += [f"input     {name}: {words}" for name, words in cases.examples.items()]
+    if cases.others:
+        simulations = [cases.main, *cases.others]
         lines += ["", _table([(_simulation_name(simulation), simulation) for simulation in simulations])]
-    if answer.sweep:
-        lines += ["", _table(answer.sweep)]
+    if cases.swept:
+        lines += ["", _table(cases.swept)]
     return "\n".join(lines)
 
 
@@ -110,22 +110,20 @@ def _printed(simulation: Simulation) -> str:
     return print_simulation(simulation, unicode=unicode)
 
 
-def _growth(answer: SimulateAnswer) -> str:
-    growth = answer.growth
+def _growth(cases: SimulateCases) -> str:
+    growth = cases.growth
     if growth is None:
         return (
-            answer.main.growth
-            if isinstance(answer.main, RecurrenceSimulation)
-            else "not known, as a branch has a state"
+            cases.main.growth if isinstance(cases.main, RecurrenceSimulation) else "not known, as a branch has a state"
         )
     return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
 
 
-def _even_in_words(answer: SimulateAnswer) -> str:
-    even = answer.even
+def _even_in_words(cases: SimulateCases) -> str:
+    even = cases.even
     if isinstance(even, str):
         return f"not computed: {even}"
-    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(answer.main)}"
+    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(cases.main)}"
 
 
 def _simulation_name(simulation: Simulation) -> str:

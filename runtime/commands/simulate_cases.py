@@ -48,28 +48,11 @@ Swept = list[tuple[str, Simulation]]
 
 
 @dataclass(frozen=True)
-class SimulateAnswer:
-    """All results that a command line requests.
-
-    `rivals`: the simulation against each dense rival, or None where it is not simulated. `examples`: descriptions of
-    the inputs that got example values. `growth`: None for patterns with states; a recurrence's simulation has its own.
-    """
-
-    main: Simulation
-    rivals: Mapping[Baseline, Simulation | None]
-    even: Even
-    floors: tuple[Floor, ...]
-    growth: Growth | None
-    others: Sequence[Simulation]
-    sweep: Swept
-    examples: dict[str, str]
-
-
-@dataclass(frozen=True)
 class SimulateCases:
     """A pattern at a length, on devices and against baselines, and the patterns that it is compared with.
 
     `dtype`, `tile` and `sizes` (of states) are read from the arguments `args`, which hold all else as it is.
+    `examples`: descriptions of the inputs that got example values.
     """
 
     args: argparse.Namespace
@@ -87,19 +70,15 @@ class SimulateCases:
         """The simulation on the first device against the first baseline."""
         return self.at()
 
-    def answer(self) -> SimulateAnswer:
-        """Run all requested simulations and return their results."""
-        growth = None if has_states(self.attention) else self.attention.growth(heads=self.main.shape.heads)
-        return SimulateAnswer(
-            self.main,
-            self._rivals() if self.args.json else {},
-            self._even(),
-            self._floors(),
-            growth,
-            self._others(),
-            self._swept(),
-            dict(self.examples),
-        )
+    @cached_property
+    def growth(self) -> Growth | None:
+        """The law of growth; None for patterns with states: a recurrence's simulation has its own."""
+        return None if has_states(self.attention) else self.attention.growth(heads=self.main.shape.heads)
+
+    def simulate_all(self) -> None:
+        """Make all requested simulations, so that `examples` describe the inputs of every one."""
+        for result in ("growth", "main", "even", "floors", "others", "swept"):
+            getattr(self, result)
 
     def at(
         self,
@@ -159,15 +138,18 @@ class SimulateCases:
             self.examples.setdefault(name, example.words)
         return {**sizes, **inputs, **attention._arrays_of(examples)}
 
-    def _floors(self) -> tuple[Floor, ...]:
+    @cached_property
+    def floors(self) -> tuple[Floor, ...]:
+        """How sparse the pattern can become by its real parameters."""
         if self.args.stage == "decode" or has_states(self.attention):
             return ()
         n_k = self.args.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
         return self.attention.floors(self.n, n_k, **inputs)
 
-    def _rivals(self) -> dict[Baseline, Simulation | None]:
-        """Return the simulation against full and against causal attention, or None where one is not simulated.
+    @cached_property
+    def rivals(self) -> dict[Baseline, Simulation | None]:
+        """The simulations against full and against causal attention, or None where one is not simulated.
 
         Causal attention is no rival of a pattern that shows keys after their queries; full attention is none of a
         recurrence.
@@ -181,8 +163,9 @@ class SimulateCases:
                 result[baseline] = self.at(baseline=baseline)
         return result
 
-    def _others(self) -> list[Simulation]:
-        """Simulate the other baselines, the other devices, and the compared patterns on all devices."""
+    @cached_property
+    def others(self) -> list[Simulation]:
+        """The simulations against other baselines, on other devices, and of compared patterns on all devices."""
         result = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
         result += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
@@ -190,7 +173,9 @@ class SimulateCases:
             result += [self.at(attention=other, device=device) for device in self.devices]
         return result
 
-    def _swept(self) -> Swept:
+    @cached_property
+    def swept(self) -> Swept:
+        """The simulations of `--sweep`."""
         if self.args.sweep is None:
             return []
         name, values = sweep_of(self.args.sweep)
@@ -206,7 +191,9 @@ class SimulateCases:
                 result.append((f"{name}={value:,}", simulation))
         return result
 
-    def _even(self) -> Even:
+    @cached_property
+    def even(self) -> Even:
+        """The length from which the pattern beats its rival."""
         if self.attention.bound.program.segments:
             return "its tokens are a grid, whose extents fix the length"
         if self.args.n_k is not None:
