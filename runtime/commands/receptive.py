@@ -69,41 +69,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `receptive`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    of_pattern: dict[str, Any] = {"action": _OfPattern, "default": argparse.SUPPRESS}
+
+    def of_pattern(option: str, metavar: str, text: str, **more: Any) -> None:
+        parser.add_argument(option, metavar=metavar, help=text, action=_OfPattern, default=argparse.SUPPRESS, **more)
+
     names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
-    parser.add_argument("spec", metavar="SPEC", help=f"the pattern of the first layer: {names}", **of_pattern)
-    parser.add_argument(
-        "--then",
-        metavar="SPEC",
-        help="the pattern of the next layer; may be repeated; after the last pattern the first follows again",
-        **of_pattern,
-    )
-    parser.add_argument(
-        "--times",
-        metavar="N",
-        type=int,
-        help="the number of consecutive layers with the preceding pattern (default 1)",
-        **of_pattern,
-    )
-    parser.add_argument(
-        "-p",
-        dest="params",
-        metavar="NAME=VALUE",
-        help="a parameter of the preceding pattern; may be repeated",
-        **of_pattern,
-    )
-    parser.add_argument("--preset", metavar="NAME", help="a preset of the preceding pattern", **of_pattern)
-    parser.add_argument(
-        "--grid", metavar="T,Y,X", help="the extents of the token grid of the preceding pattern", **of_pattern
-    )
-    parser.add_argument(
-        "--input",
-        dest="inputs",
-        metavar="NAME=VALUE",
-        help="an input of the preceding pattern as a JSON list, or one number for every entry; inputs not given get "
-        "example values",
-        **of_pattern,
-    )
+    of_pattern("spec", "SPEC", f"the pattern of the first layer: {names}")
+    text = "the pattern of the next layer; may be repeated; after the last pattern the first follows again"
+    of_pattern("--then", "SPEC", text)
+    of_pattern("--times", "N", "the number of consecutive layers with the preceding pattern (default 1)", type=int)
+    of_pattern("-p", "NAME=VALUE", "a parameter of the preceding pattern; may be repeated", dest="params")
+    of_pattern("--preset", "NAME", "a preset of the preceding pattern")
+    of_pattern("--grid", "T,Y,X", "the extents of the token grid of the preceding pattern")
+    text = "an input of the preceding pattern as a JSON list, or one number for every entry; inputs not given get "
+    of_pattern("--input", "NAME=VALUE", f"{text}example values", dest="inputs")
     parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
     parser.add_argument(
         "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or the patterns' length)"
