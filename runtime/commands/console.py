@@ -62,9 +62,7 @@ def check_at_least(least: int, *options: tuple[str, int | None]) -> None:
             raise UsageError(f"{option} {value}: give a whole number, at least {least}")
 
 
-def add_repeated(
-    parser: argparse._ActionsContainer, option: str, dest: str, metavar: str, text: str, **more: Any
-) -> None:
+def add_repeated(parser: argparse.ArgumentParser, option: str, dest: str, metavar: str, text: str, **more: Any) -> None:
     """Add an option that may be repeated; its values are a list, which is empty without the option."""
     parser.add_argument(option, dest=dest, metavar=metavar, action="append", default=[], help=text, **more)
 
