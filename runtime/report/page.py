@@ -61,13 +61,13 @@ def report_html(
     if drawing is None and start.place in by_place:
         start = replace(start, drawing=by_place[start.place].drawing)
     by_place[start.place] = start
-    table = tuple(by_place[place] for place in sorted(by_place))
-    shown = [simulation, *(point.simulation for point in table)]
+    all_points = tuple(by_place[place] for place in sorted(by_place))
+    shown = [simulation, *(point.simulation for point in all_points)]
     report = ReportContents(
         start,
-        table,
+        all_points,
         parameter,
-        sweep_of(table, start, sweep, swept, parameter),
+        sweep_of(all_points, start, sweep, swept, parameter),
         roofline_of(shown, compared, machine or machine_of(simulation)),
         tuple(compared),
         break_even_text,
