@@ -23,8 +23,7 @@ from torch import Tensor
 
 from attnc import Attention
 from attnc.compiler.kernels.kernel_source import KernelSource
-from attnc.runtime.executors.triton.kernel_modules import function_of
-from attnc.runtime.executors.triton.launch import started_by
+from attnc.runtime.executors.triton.launch import function_of, started_by
 
 OPERANDS = frozenset({"q", "k", "v", "out", "lse", "dout", "lse2", "delta", "dq", "dk", "dv", "part", "part_lse"})
 """Arguments of kernels that are not lists; `part` are partial results."""

@@ -23,7 +23,7 @@ import timing
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation import compiled_figures
 from attnc.runtime.commands import console
-from attnc.runtime.commands.doctor_targets import Row, line, rows
+from attnc.runtime.commands.doctor import Row, line, rows
 from attnc.runtime.toolchain.kernel_gate import GateCase
 from attnc.runtime.toolchain.selection import (
     SELECTION,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from attnc.runtime.pictures.svg_parts import label, opening, px
-from attnc.runtime.report.scales import LogScale, log_scale, short
+from attnc.runtime.report.chart_svg import LogScale, log_scale, short
 
 WIDTH, HEIGHT = 860, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 260, 72, 54

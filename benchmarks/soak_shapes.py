@@ -144,7 +144,7 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Return the sizes of this process's caches, and their limits."""
     from attnc.runtime.executors.cpu import bound_plan
     from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
-    from attnc.runtime.executors.triton import kernel_modules
+    from attnc.runtime.executors.triton import launch
     from attnc.runtime.settings import SETTINGS
 
     plans = max(len(cpu_plans(attend.planner)._by_shape) for attend in attends.values())
@@ -158,5 +158,5 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
         "plans of one pattern, at most": (plans, SETTINGS.plans),
         **{name: (len(kept), limits[name]) for name, kept in held.items()},
         "bytes of masks": (bound_plan._MASKS.weight, SETTINGS.mask_bytes),
-        "kernel functions": (len(kernel_modules._FUNCTIONS), SETTINGS.kernels),
+        "kernel functions": (len(launch._FUNCTIONS), SETTINGS.kernels),
     }

@@ -20,9 +20,9 @@ class CallArguments:
 
     q (batch, heads, queries, dk), k (batch, kv heads, keys, dk), v (batch, kv heads, keys, dv). `inputs`: the pattern's
     inputs by name, as they were passed; `tensors`: the same as tensors. `scale`: the scale in effect. `wants_lse`:
-    whether the caller reads the LSE. `state`: the states before the first token, by name. `states`: the outputs of branches
-    with a state, by name, where they are computed already. `passed_scale`: the scale as it was passed. `known_sizes`:
-    the sizes of the call where k and v are not those of its tokens.
+    whether the caller reads the LSE. `state`: the states before the first token, by name. `states`: the outputs of
+    branches with a state, by name, where they are computed already. `passed_scale`: the scale as it was passed.
+    `known_sizes`: the sizes of the call where k and v are not those of its tokens.
     """
 
     q: Tensor

@@ -10,10 +10,7 @@ from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.kernel_source import Stage, TileShape
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.simulation.gpu_clocks import HeadSizes as SimulatedHeads
-from attnc.compiler.simulation.gpu_clocks import (
-    Kernel,
-    tile_shapes,
-)
+from attnc.compiler.simulation.gpu_clocks import Kernel, tile_shapes
 from attnc.compiler.simulation.machine import Machine, MachineError, find_machine, machine_names
 
 STAGES: tuple[Kernel, ...] = ("forward", "dq", "dkdv")

@@ -9,20 +9,9 @@ import torch
 
 from attnc.compiler.locks import LongLock
 from attnc.runtime.call.tensor_checks import TensorSizes
-from attnc.runtime.choices.choice_keys import (
-    CompiledPattern,
-    Executor,
-    Key,
-    bucket_of,
-)
+from attnc.runtime.choices.choice_keys import CompiledPattern, Executor, Key, bucket_of
 from attnc.runtime.choices.choice_source import ChoiceSource
-from attnc.runtime.choices.records import (
-    KIND,
-    MODEL,
-    Record,
-    name_of,
-    read_record,
-)
+from attnc.runtime.choices.records import KIND, MODEL, Record, name_of, read_record
 from attnc.runtime.disk.machine_key import this_cpu
 from attnc.runtime.disk.store import store
 from attnc.runtime.process.recent import Recent

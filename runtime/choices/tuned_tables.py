@@ -10,13 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnc.runtime.call.call_errors import ArgumentError
-from attnc.runtime.choices.records import (
-    KIND,
-    SCHEMA,
-    Record,
-    read_record,
-)
-from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
+from attnc.runtime.choices.records import KIND, SCHEMA, Record, read_record
+from attnc.runtime.disk.store import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.disk.whole import write_for_user
 
 LARGEST = 256 * MOST

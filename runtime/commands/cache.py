@@ -59,12 +59,9 @@ def _path(args: argparse.Namespace) -> int:
         "triton_folder": str(triton),
         "triton_state": triton_state(triton),
     }
-    if args.json:
-        console.print_json(facts)
-        return console.FINE
     size = f"{console.counted(len(entries), 'entry')}, {_kib(entries)} of {limit() >> 20} MiB"
-    print(f"attnc   {cache.folder or 'none: there is no home folder; set ATTNC_CACHE_DIR'}  ({size})")
-    print(f"triton  {triton}  ({facts['triton_state']})")
+    folder = cache.folder or "none: there is no home folder; set ATTNC_CACHE_DIR"
+    console.print_answer(args, facts, f"attnc   {folder}  ({size})\ntriton  {triton}  ({facts['triton_state']})")
     return console.FINE
 
 
@@ -100,89 +97,68 @@ def _described(entry: CacheEntry) -> list[str]:
 def _why(args: argparse.Namespace) -> int:
     """Return 0 if the cache has the choice of every call, else 1."""
     from attnc.runtime.choices.choice_keys import bucket_of  # needs torch, which may be missing
+    from attnc.runtime.choices.records import KIND, read_record  # needs torch, which may be missing
     from attnc.runtime.tuning.tuner import NOTHING  # needs torch, which may be missing
 
     attention = compiled(args, tune="0s")
     tuned = attention.tuned
     assert tuned is not None
-    records = [record for entry in store().entries() if (record := _record(entry)) is not None]
+    payloads = [entry.payload for entry in store().entries() if entry.kind == KIND and entry.payload is not None]
+    records = [record for payload in payloads if (record := read_record(payload)) is not None]
     answers: list[dict[str, object]] = []
+    texts: list[str] = []
     if attention.is_recurrence or attention.pattern.chooses:
         raise UsageError(f"`{attention.name}`: {NOTHING}")
     for call in calls(attention, args):
         executor: Executor = "triton" if call.q.is_cuda else "cpu"
         key, bucket = tuned.key(call.sizes, executor, call.q.device), bucket_of(call.sizes)
-        record = tuned.record(call.sizes, executor, call.q.device)
-        answers.append(_answer(key, bucket, record, records))
-    if args.json:
-        console.print_json({"calls": answers})
-    else:
-        for answer in answers:
-            _print_answer(answer)
+        answer, text = _answer(key, bucket, tuned.record(call.sizes, executor, call.q.device), records)
+        answers.append(answer)
+        texts.append(text)
+    console.print_answer(args, {"calls": answers}, "\n".join(texts))
     return console.FINE if all(answer["found"] for answer in answers) else console.FOUND
 
 
-def _record(entry: CacheEntry) -> Record | None:
-    from attnc.runtime.choices.records import KIND, read_record  # needs torch, which may be missing
-
-    return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
-
-
-def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> dict[str, object]:
+def _answer(key: Key, bucket: str, record: Record | None, records: list[Record]) -> tuple[dict[str, object], str]:
+    """Return the answer about one call as JSON and as text: its entry, or what differs in the nearest entry."""
     from attnc.runtime.choices.records import KIND, name_of  # needs torch, which may be missing
 
-    name = name_of(key, bucket)
-    nearest = min(records, key=lambda other: _distance(key, bucket, other), default=None) if record is None else None
-    differences = [] if nearest is None else _differing(key, bucket, nearest)
-    return {
+    def differing(other: Record) -> list[str]:
+        shapes = [] if other.bucket == bucket else [f"shapes: {bucket}, there {other.bucket}"]
+        return [*key.differing(other.key), *shapes]
+
+    def distance(other: Record) -> tuple[bool, int]:  # a different pattern always ranks last
+        return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(differing(other))
+
+    entry = f"{KIND}-{name_of(key, bucket)}"
+    nearest = min(records, key=distance, default=None) if record is None else None
+    nearest_entry = None if nearest is None else f"{KIND}-{nearest.name}"
+    differences = [] if nearest is None else differing(nearest)
+    lines = [str(key), f"{'shapes':<14}{bucket}", f"{'entry':<14}{entry}"]
+    if record is None:
+        lines.append("not in the cache: run `attnc tune` with the same arguments to measure it")
+    else:
+        lines.append(f"in the cache: {record}")
+    if nearest is not None:
+        lines += [f"the nearest entry, {nearest_entry}, differs in", *(f"  {line}" for line in differences)]
+    answer: dict[str, object] = {
         "key": dict(key.parts),
         "bucket": bucket,
-        "entry": f"{KIND}-{name}",
+        "entry": entry,
         "found": record is not None,
         "choices": None if record is None else dict(record.choices),
         "text": None if record is None else str(record),
-        "nearest": None if nearest is None else f"{KIND}-{nearest.name}",
+        "nearest": nearest_entry,
         "differs_in": differences,
     }
-
-
-def _differing(key: Key, bucket: str, other: Record) -> list[str]:
-    shapes = [] if other.bucket == bucket else [f"shapes: {bucket}, there {other.bucket}"]
-    return [*key.differing(other.key), *shapes]
-
-
-def _distance(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
-    """Return how far an entry is from a key, as a sort key; a different pattern always ranks last."""
-    return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(_differing(key, bucket, other))
-
-
-def _print_answer(answer: dict[str, object]) -> None:
-    from attnc.runtime.choices.choice_keys import Key  # needs torch, which may be missing
-
-    parts = answer["key"]
-    assert isinstance(parts, dict)
-    print(Key.of(parts))
-    print(f"{'shapes':<14}{answer['bucket']}")
-    print(f"{'entry':<14}{answer['entry']}")
-    if answer["found"]:
-        print(f"in the cache: {answer['text']}")
-        return
-    print("not in the cache: run `attnc tune` with the same arguments to measure it")
-    differs = answer["differs_in"]
-    assert isinstance(differs, list)
-    if answer["nearest"] is not None:
-        print(f"the nearest entry, {answer['nearest']}, differs in")
-        for line in differs:
-            print(f"  {line}")
+    return answer, "\n".join(lines)
 
 
 def _clear(args: argparse.Namespace) -> int:
     cache = store()
     count = cache.clear()
-    if args.json:
-        console.print_json({"folder": None if cache.folder is None else str(cache.folder), "removed": count})
-    else:
-        print(f"{cache.folder}: {console.counted(count, 'entry')} removed")
+    answer = {"folder": None if cache.folder is None else str(cache.folder), "removed": count}
+    console.print_answer(args, answer, f"{cache.folder}: {console.counted(count, 'entry')} removed")
     return console.FINE
 
 
@@ -193,18 +169,13 @@ def _load(args: argparse.Namespace) -> int:
 
         records = load_table(args.file).records
         kept = sum(store().write(KIND, record.name, record.payload()) for record in records.values())
-        if args.json:
-            console.print_json({"file": str(args.file), "loaded": kept, "of": len(records)})
-        else:
-            print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} stored in {store().folder}")
+        text = f"{args.file}: {kept} of {console.counted(len(records), 'entry')} stored in {store().folder}"
+        console.print_answer(args, {"file": str(args.file), "loaded": kept, "of": len(records)}, text)
         return console.FINE if kept == len(records) else console.FOUND
     from attnc.runtime.toolchain.binaries import load_binaries  # needs torch, which may be missing
 
     manifest = load_binaries(args.file)
-    if args.json:
-        console.print_json({"file": str(args.file), "loaded": asdict(manifest)})
-    else:
-        print(f"{args.file}: loaded {manifest}")
+    console.print_answer(args, {"file": str(args.file), "loaded": asdict(manifest)}, f"{args.file}: loaded {manifest}")
     return console.FINE
 
 

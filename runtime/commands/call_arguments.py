@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of, whole_number
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_lengths, add_pattern, given_inputs, length_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,17 +50,8 @@ def add_call(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that describe a call: the pattern, its inputs, the sizes, dtype and device."""
     add_pattern(parser)
     add_grid(parser)
-    parser.add_argument(
-        "--len",
-        dest="lengths",
-        metavar="N",
-        type=whole_number,
-        action="append",
-        help=f"queries, as in 16384 or 16k; may be repeated for more calls (default {LENGTH}, or the pattern's length)",
-    )
-    parser.add_argument(
-        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
-    )
+    note = f"; may be repeated for more calls (default {LENGTH}, or the pattern's length)"
+    add_lengths(parser, note, dest="lengths", action="append")
     parser.add_argument("--batch", metavar="B", type=int, default=1, help="batch size (default 1)")
     parser.add_argument(
         "--heads", metavar="H", type=int, help=f"query heads (default: what the parameters say, else {HEADS})"

@@ -10,7 +10,6 @@ from attnc.runtime.commands import console
 from attnc.runtime.texts.diagnosis import diagnosed
 from attnc.runtime.texts.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
-from attnc.spec.errors import SpecError
 from attnc.spec.reading.source_text import decode
 
 
@@ -21,40 +20,24 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is wrong and return the exit status: 1 if a file has an error, 2 if a file cannot be read."""
-    diagnostics: list[Diagnostic] = []
-    unread: list[dict[str, object]] = []
-    for name in args.files:
-        try:
-            diagnostics.extend(_check(name))
-        except (OSError, console.UsageError) as error:
-            unread.append(console.unread_json(name, error))
+    diagnostics, unread = console.read_each(args.files, _check)
     if args.json:
         console.print_json({"diagnostics": [*console.diagnostics_json(diagnostics), *unread]})
     else:
-        console.print_diagnostics(diagnostics)
-        for message in unread:
-            console.print_error(str(message["message"]))
+        console.print_diagnostics(diagnostics, unread)
         if len(unread) < len(args.files):
             print(_summary(len(args.files) - len(unread), diagnostics, len(unread)))
     return console.USAGE if unread else console.FOUND if console.has_errors(diagnostics) else console.FINE
 
 
 def _check(name: str) -> tuple[Diagnostic, ...]:
-    """Return all errors and warnings of a file. Raises OSError, UsageError."""
+    """Return all errors and warnings of a file. Raises OSError, SpecError, UsageError."""
     path = Path(name)
     if name == "-":
-        return _diagnosed(sys.stdin.buffer.read(), "<stdin>", Path())
+        return diagnosed(decode(sys.stdin.buffer.read(), "<stdin>"), ModuleLoader(Path()))
     if not path.exists() and name in library_names():
         raise console.UsageError(f"no such file; `attnc show {name}` draws the library's pattern of that name")
-    return _diagnosed(console.read_file(name), name, path.parent)
-
-
-def _diagnosed(data: bytes, name: str, folder: Path) -> tuple[Diagnostic, ...]:
-    """Return all errors and warnings of a text, which may use the modules of a folder."""
-    try:
-        return diagnosed(decode(data, name), ModuleLoader(folder))
-    except SpecError as error:
-        return error.diagnostics
+    return diagnosed(decode(console.read_file(name), name), ModuleLoader(path.parent))
 
 
 def _summary(files: int, diagnostics: list[Diagnostic], unread: int) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from attnc.runtime.process.environment import wants_plain_text
 from attnc.spec.diagnostics import Diagnostic, Severity
+from attnc.spec.errors import SpecError
 from attnc.spec.render import render, to_json
 
 FINE, FOUND, USAGE = 0, 1, 2
@@ -45,17 +47,39 @@ def print_json(values: Mapping[str, object]) -> None:
     print(json.dumps({"schema": SCHEMA, **values}, ensure_ascii=not has_unicode(sys.stdout), indent=2))
 
 
+def print_answer(args: argparse.Namespace, values: Mapping[str, object], text: str) -> None:
+    """Print the answer of a command: JSON if the arguments ask for it, else text."""
+    if args.json:
+        print_json(values)
+    else:
+        print(text)
+
+
+def check_at_least(least: int, *options: tuple[str, int | None]) -> None:
+    """Raise UsageError for an option whose value is below `least`."""
+    for option, value in options:
+        if value is not None and value < least:
+            raise UsageError(f"{option} {value}: give a whole number, at least {least}")
+
+
+def add_repeated(parser: argparse.ArgumentParser, option: str, dest: str, metavar: str, text: str, **more: Any) -> None:
+    """Add an option that may be repeated; its values are a list, which is empty without the option."""
+    parser.add_argument(option, dest=dest, metavar=metavar, action="append", default=[], help=text, **more)
+
+
 def print_error(message: str) -> None:
     """Print a message about the command line or a call to stderr."""
     mark = "\x1b[1;31merror\x1b[0m" if has_color(sys.stderr) else "error"
     print(f"{mark}: {message}", file=sys.stderr)
 
 
-def print_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
-    """Print rendered diagnostics to stderr, with a blank line after each."""
+def print_diagnostics(diagnostics: Iterable[Diagnostic], unread: Iterable[dict[str, object]] = ()) -> None:
+    """Print rendered diagnostics to stderr, with a blank line after each, then the errors of `read_each`."""
     color = has_color(sys.stderr)
     for diagnostic in diagnostics:
         print(f"{render(diagnostic, color=color)}\n", file=sys.stderr)
+    for message in unread:
+        print_error(str(message["message"]))
 
 
 def diagnostics_json(diagnostics: Iterable[Diagnostic]) -> list[dict[str, str | int]]:
@@ -69,10 +93,24 @@ def message_json(message: str, file: str | None = None) -> dict[str, object]:
     return {**keys, "file": file, "line": None, "column": None, "help": ""}
 
 
-def unread_json(name: str, error: OSError | UsageError) -> dict[str, object]:
-    """Return the error of a file that could not be read, with the JSON keys of a diagnostic."""
-    reason = str(error) if isinstance(error, UsageError) else error.strerror or type(error).__name__
-    return message_json(f"{name}: {reason}", name)
+def read_each(
+    files: Iterable[str], read: Callable[[str], Iterable[Diagnostic]]
+) -> tuple[list[Diagnostic], list[dict[str, object]]]:
+    """Read files in order; return what `read` returns or raises as diagnostics, and the errors of unreadable files.
+
+    Errors have the JSON keys of a diagnostic.
+    """
+    diagnostics: list[Diagnostic] = []
+    unread = []
+    for name in files:
+        try:
+            diagnostics.extend(read(name))
+        except SpecError as error:
+            diagnostics.extend(error.diagnostics)
+        except (OSError, UsageError) as error:
+            reason = str(error) if isinstance(error, UsageError) else error.strerror or type(error).__name__
+            unread.append(message_json(f"{name}: {reason}", name))
+    return diagnostics, unread
 
 
 def read_file(name: str) -> bytes:

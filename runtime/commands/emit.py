@@ -62,10 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if args.binaries is not None:
         manifest = _compile_ahead(attention, args)
         if args.out is None:
-            if args.json:
-                console.print_json({"file": str(args.binaries), "binaries": asdict(manifest)})
-            else:
-                print(f"{args.binaries}: {manifest}")
+            answer = {"file": str(args.binaries), "binaries": asdict(manifest)}
+            console.print_answer(args, answer, f"{args.binaries}: {manifest}")
             return console.FINE
     text = emitted(attention, args.target, args.head_dim, args.value_dim or args.head_dim, args.dtype)
     if args.out is not None:
@@ -141,9 +139,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.dtype not in BYTES:
         allowed = f"use one of {', '.join(BYTES)}"
         raise console.UsageError(f"--dtype {args.dtype}: {did_you_mean(args.dtype, list(BYTES), allowed)}")
-    for option, value in (("--head-dim", args.head_dim), ("--value-dim", args.value_dim)):
-        if value is not None and value < 1:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    console.check_at_least(1, ("--head-dim", args.head_dim), ("--value-dim", args.value_dim))
     if args.binaries is not None and args.binaries.suffix != ".zip":
         raise console.UsageError(f"--binaries {args.binaries}: the name of the file must end in .zip")
     if args.out is not None and args.out.suffix != ".py":

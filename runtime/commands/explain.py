@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     if args.spec is not None:
         return _derivation(args)
     if args.code is None:
-        return _list(as_json=args.json)
+        console.print_answer(args, {"codes": CODES}, "\n".join(f"{code}  {title}" for code, title in CODES.items()))
+        return console.FINE
     code = args.code.upper().removeprefix("ERROR").removeprefix("WARNING").strip("[]")
     text = page(code)
     if text is None:
@@ -37,10 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise console.UsageError(
             f"there is no code `{code}`{': ' + near if near else ''}; `attnc explain` lists all codes"
         )
-    if args.json:
-        console.print_json({"code": code, "title": CODES[code], "page": text})
-    else:
-        print(text, end="")
+    console.print_answer(args, {"code": code, "title": CODES[code], "page": text}, text.removesuffix("\n"))
     return console.FINE
 
 
@@ -50,17 +48,5 @@ def _derivation(args: argparse.Namespace) -> int:
         raise console.UsageError(f"{args.code} and --derivation cannot be combined; use one or the other")
     attention = compiled(args)
     text = attention.derivation()
-    if args.json:
-        console.print_json({"pattern": attention.name, "derivation": text})
-    else:
-        print(text)
-    return console.FINE
-
-
-def _list(*, as_json: bool) -> int:
-    if as_json:
-        console.print_json({"codes": CODES})
-    else:
-        for code, title in CODES.items():
-            print(f"{code}  {title}")
+    console.print_answer(args, {"pattern": attention.name, "derivation": text}, text)
     return console.FINE

@@ -9,7 +9,6 @@ from pathlib import Path
 from attnc.runtime.commands import console
 from attnc.runtime.disk.whole import write_for_user
 from attnc.spec.diagnostics import Diagnostic
-from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
 from attnc.spec.reading.source_text import decode
 
@@ -28,16 +27,13 @@ def run(args: argparse.Namespace) -> int:
     1 if a file has an error or, with `--check`, is not formatted; 2 if a file cannot be read.
     """
     changed: list[str] = []
-    diagnostics: list[Diagnostic] = []
-    unread: list[dict[str, object]] = []
-    for name in args.files:
-        try:
-            if _format(name, check=args.check):
-                changed.append(name)
-        except SpecError as error:
-            diagnostics.extend(error.diagnostics)
-        except (OSError, console.UsageError) as error:
-            unread.append(console.unread_json(name, error))
+
+    def read(name: str) -> tuple[Diagnostic, ...]:
+        if _format(name, check=args.check):
+            changed.append(name)
+        return ()
+
+    diagnostics, unread = console.read_each(args.files, read)
     _report(args, changed, diagnostics, unread)
     if unread:
         return console.USAGE
@@ -50,9 +46,7 @@ def _report(
     if args.json:
         console.print_json({"changed": changed, "diagnostics": [*console.diagnostics_json(diagnostics), *unread]})
         return
-    console.print_diagnostics(diagnostics)
-    for message in unread:
-        console.print_error(str(message["message"]))
+    console.print_diagnostics(diagnostics, unread)
     if "-" in args.files and not args.check:
         return  # stdout is the text
     for name in changed:

@@ -9,13 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from attnc.runtime.commands import console
-from attnc.runtime.texts.library import (
-    ModuleLoader,
-    find,
-    library_files,
-    library_names,
-)
-from attnc.spec.load import load_program
+from attnc.runtime.texts.library import library_files, library_names, load
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Program
 from attnc.spec.suggest import did_you_mean
@@ -75,7 +69,7 @@ def entries() -> list[LibraryEntry]:
     """Return all patterns of the library, sorted by family and name."""
     files = library_files()
     order = {family: index for index, family in enumerate(FAMILIES)}
-    patterns = [LibraryEntry(_program(name), files[name]) for name in library_names()]
+    patterns = [LibraryEntry(load(name)[0], files[name]) for name in library_names()]
     return sorted(patterns, key=lambda entry: (order.get(entry.family, len(order)), entry.family, entry.program.name))
 
 
@@ -118,10 +112,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the patterns by family."""
     matches = matching(entries(), args.words)
-    if args.json:
-        console.print_json({"patterns": [_as_json(entry) for entry in matches]})
-    else:
-        print("\n\n".join(_in_words(matches)))
+    console.print_answer(args, {"patterns": list(map(_as_json, matches))}, "\n\n".join(_in_words(matches)))
     return console.FINE
 
 
@@ -136,11 +127,6 @@ def _in_words(matches: Iterable[LibraryEntry]) -> list[str]:
         lines += [f"  {entry.call.ljust(width)}  {entry.summary}" for entry in members]
         blocks.append("\n".join(lines))
     return blocks
-
-
-def _program(name: str) -> Program:
-    source_file = find(name)
-    return load_program(source_file.source, ModuleLoader(None), name)
 
 
 def _as_json(entry: LibraryEntry) -> dict[str, object]:

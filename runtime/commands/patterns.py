@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.runtime.call.lengths import extent_of, natural_length
-from attnc.runtime.commands.console import UsageError
-from attnc.runtime.texts.library import ModuleLoader, find
-from attnc.spec.load import load_program
+from attnc.runtime.commands.console import UsageError, add_repeated
+from attnc.runtime.texts.library import load
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
@@ -36,14 +35,8 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
 
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """Add `-p` and `--preset`."""
-    parser.add_argument(
-        "-p",
-        dest="params",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a parameter: a number, a fraction as in 1/3, true, false, or a list as in [7,7]; may be repeated",
-    )
+    text = "a parameter: a number, a fraction as in 1/3, true, false, or a list as in [7,7]; may be repeated"
+    add_repeated(parser, "-p", "params", "NAME=VALUE", text)
     parser.add_argument("--preset", metavar="NAME", help="one of the pattern's named sets of parameters")
 
 
@@ -144,17 +137,18 @@ def value_json(value: Value) -> object:
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
+def add_lengths(parser: argparse.ArgumentParser, note: str, **options: Any) -> None:
+    """Add `--len`, with a note at the end of its help, and `--keys`."""
+    text = f"queries, as in 16384 or 16k{note}"
+    parser.add_argument("--len", metavar="N", type=whole_number, help=text, **options)
+    text = "keys (default: the number of queries)"
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help=text)
+
+
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add `--input`."""
-    parser.add_argument(
-        "--input",
-        dest="inputs",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="an input of the pattern as a JSON list, or one number for every entry; inputs not given get example "
-        "values",
-    )
+    text = "an input of the pattern as a JSON list, or one number for every entry; inputs not given get example values"
+    add_repeated(parser, "--input", "inputs", "NAME=VALUE", text)
 
 
 def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, NDArray[Any]]:
@@ -232,8 +226,7 @@ def grid_params(spec: str, text: str) -> list[str]:
     extents = [part.strip() for part in text.replace("×", ",").replace("x", ",").split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in extents):
         raise UsageError(f"--grid {text}: write whole numbers above 0, as in --grid 30,48,80")
-    source_file = find(spec)
-    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
+    program, _ = load(spec)
     if not program.segments:
         raise UsageError(f"--grid {text}: `{program.name}` has no grid, its tokens are a sequence; use --len")
     axes = program.segments[0].axes

@@ -12,7 +12,7 @@ from attnc.compiler.ir import Extent
 from attnc.compiler.ir.rewrite import walk
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import reads_head
-from attnc.compiler.receptive.fields import After, Layer, ReceptiveField, find_path, find_reach
+from attnc.compiler.receptive.fields import Layer, ReceptiveField, find_path, find_reach
 from attnc.compiler.receptive.laws import Law, find_law
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
@@ -69,41 +69,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `receptive`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    of_pattern: dict[str, Any] = {"action": _OfPattern, "default": argparse.SUPPRESS}
+
+    def of_pattern(option: str, metavar: str, text: str, **more: Any) -> None:
+        parser.add_argument(option, metavar=metavar, help=text, action=_OfPattern, default=argparse.SUPPRESS, **more)
+
     names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
-    parser.add_argument("spec", metavar="SPEC", help=f"the pattern of the first layer: {names}", **of_pattern)
-    parser.add_argument(
-        "--then",
-        metavar="SPEC",
-        help="the pattern of the next layer; may be repeated; after the last pattern the first follows again",
-        **of_pattern,
-    )
-    parser.add_argument(
-        "--times",
-        metavar="N",
-        type=int,
-        help="the number of consecutive layers with the preceding pattern (default 1)",
-        **of_pattern,
-    )
-    parser.add_argument(
-        "-p",
-        dest="params",
-        metavar="NAME=VALUE",
-        help="a parameter of the preceding pattern; may be repeated",
-        **of_pattern,
-    )
-    parser.add_argument("--preset", metavar="NAME", help="a preset of the preceding pattern", **of_pattern)
-    parser.add_argument(
-        "--grid", metavar="T,Y,X", help="the extents of the token grid of the preceding pattern", **of_pattern
-    )
-    parser.add_argument(
-        "--input",
-        dest="inputs",
-        metavar="NAME=VALUE",
-        help="an input of the preceding pattern as a JSON list, or one number for every entry; inputs not given get "
-        "example values",
-        **of_pattern,
-    )
+    of_pattern("spec", "SPEC", f"the pattern of the first layer: {names}")
+    text = "the pattern of the next layer; may be repeated; after the last pattern the first follows again"
+    of_pattern("--then", "SPEC", text)
+    of_pattern("--times", "N", "the number of consecutive layers with the preceding pattern (default 1)", type=int)
+    of_pattern("-p", "NAME=VALUE", "a parameter of the preceding pattern; may be repeated", dest="params")
+    of_pattern("--preset", "NAME", "a preset of the preceding pattern")
+    of_pattern("--grid", "T,Y,X", "the extents of the token grid of the preceding pattern")
+    text = "an input of the preceding pattern as a JSON list, or one number for every entry; inputs not given get "
+    of_pattern("--input", "NAME=VALUE", f"{text}example values", dest="inputs")
     parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
     parser.add_argument(
         "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or the patterns' length)"
@@ -117,26 +96,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"heads (default: what the parameters say, else {HEADS} if the heads differ)",
     )
-    parser.add_argument(
-        "--path",
-        dest="paths",
-        metavar="K",
-        type=int,
-        action="append",
-        default=[],
-        help="also show a path from token K to the query, token by token; may be repeated",
-    )
+    text = "also show a path from token K to the query, token by token; may be repeated"
+    console.add_repeated(parser, "--path", "paths", "K", text, type=int)
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, value in (
-        ("--layers", args.layers),
-        ("--len", args.n),
-        ("--heads", args.heads),
-        *(("--times", entry.times) for entry in args.entries),
-    ):
-        if value is not None and value < 1:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    options = [("--layers", args.layers), ("--len", args.n), ("--heads", args.heads)]
+    console.check_at_least(1, *options, *(("--times", entry.times) for entry in args.entries))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -184,10 +150,8 @@ def run(args: argparse.Namespace) -> int:
         _Way(token, None if layer is None else find_path(layers, stack.order, query, token, layer))
         for token, layer in zip(args.paths, reach.known, strict=True)
     ]
-    if args.json:
-        console.print_json(_as_json(stack, reach, args.layers, ways, notes))
-    else:
-        print("\n".join(_in_words(stack, reach, args.layers, ways, notes)))
+    facts = stack, reach, args.layers, ways, notes
+    console.print_answer(args, _as_json(*facts), "\n".join(_in_words(*facts)))
     return console.FINE
 
 
@@ -349,6 +313,8 @@ def _path_text(way: _Way, reach: ReceptiveField) -> str:
 def _as_json(
     stack: _Stack, reach: ReceptiveField, layers: int, ways: Sequence[_Way], notes: Sequence[str]
 ) -> dict[str, object]:
+    fields = list(reach.after[: layers + 1])
+    fields += fields[-1:] * (layers + 1 - len(fields))  # the field after its last layer stays as it is
     return {
         "patterns": [
             {
@@ -371,7 +337,7 @@ def _as_json(
                 "furthest": item.furthest,
                 "all_within": item.within,
             }
-            for layer, item in enumerate(_padded_fields(reach, layers))
+            for layer, item in enumerate(fields)
         ],
         "complete_from": reach.complete,
         "final_from": reach.final,
@@ -380,12 +346,6 @@ def _as_json(
         "paths": [{"token": way.token, "tokens": None if way.tokens is None else list(way.tokens)} for way in ways],
         "notes": list(notes),
     }
-
-
-def _padded_fields(reach: ReceptiveField, layers: int) -> list[After]:
-    """Return the receptive field after 0, 1, … layers; the last entry repeats once the field stops growing."""
-    fields = list(reach.after[: layers + 1])
-    return fields + fields[-1:] * (layers + 1 - len(fields))
 
 
 def _law_json(law: Law | None) -> dict[str, object] | None:

@@ -22,14 +22,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help=names)
     parser.add_argument("second", metavar="B", help=names)
     for option, which in (("-p", "first"), ("-q", "second")):
-        parser.add_argument(
-            option,
-            dest=f"params_of_{which}",
-            metavar="NAME=VALUE",
-            action="append",
-            default=[],
-            help=f"a parameter of the {which} pattern; may be repeated",
-        )
+        text = f"a parameter of the {which} pattern; may be repeated"
+        console.add_repeated(parser, option, f"params_of_{which}", "NAME=VALUE", text)
     parser.add_argument(
         "--relation", action="store_true", help="compare only the visible pairs, not the scores, weights and values"
     )
@@ -43,17 +37,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the verdict; return 0 if the patterns are equal, 1 if they differ, 2 if this is undecided."""
-    if args.heads is not None and args.heads < 1:
-        raise console.UsageError(f"--heads {args.heads}: give a whole number, at least 1")
+    console.check_at_least(1, ("--heads", args.heads))
     patterns = [
         analysed(argparse.Namespace(spec=args.first, params=args.params_of_first, preset=None)),
         analysed(argparse.Namespace(spec=args.second, params=args.params_of_second, preset=None)),
     ]
     verdict = decide(*patterns, relation_only=args.relation, heads=args.heads)
-    if args.json:
-        console.print_json(_as_json(verdict))
-    else:
-        print(_in_words(patterns, verdict))
+    console.print_answer(args, _as_json(verdict), _in_words(patterns, verdict))
     if verdict.equal is None:
         return console.USAGE
     return console.FINE if verdict.equal else console.FOUND
@@ -70,7 +60,8 @@ def _in_words(patterns: list[PatternAnalysis], verdict: Sameness) -> str:
     if verdict.witness is not None:
         return f"{both} differ: {_pair_difference(names, verdict)}"
     if verdict.row is not None:
-        return f"{both} {_same_pairs(verdict)}differ in {_listed(verdict.differs_in)}: {_row_difference(verdict)}"
+        pairs = f"have the same visible pairs {verdict.how}; they " if verdict.how else ""
+        return f"{both} {pairs}differ in {_listed(verdict.differs_in)}: {_row_difference(verdict)}"
     if verdict.equal is None:
         return f"undecided whether {both} are the same: {_undecided(verdict)}"
     if verdict.compared == ("relation",):
@@ -99,11 +90,6 @@ def _place_text(verdict: Sameness, length: int, head: int, group: int) -> str:
     heads = "" if verdict.heads == 1 else f" and {verdict.heads} heads"
     shared = f" with {group} heads per kv head" if group > 1 else ""
     return f"among {length:,} tokens{heads}, in head {head}{shared}"
-
-
-def _same_pairs(verdict: Sameness) -> str:
-    """Return the words about the visible pairs that precede the difference."""
-    return f"have the same visible pairs {verdict.how}; they " if verdict.how else ""
 
 
 def _undecided(verdict: Sameness) -> str:

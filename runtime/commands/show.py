@@ -13,21 +13,20 @@ from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     add_grid,
     add_inputs,
+    add_lengths,
     add_pattern,
     analysed,
     given_inputs,
     value_json,
-    whole_number,
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg
-from attnc.runtime.pictures.branch_text import branches_text
 from attnc.runtime.pictures.branch_views import BranchesDrawing, has_states
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
+from attnc.runtime.pictures.terminal_text import branches_text, tile_map_text
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
 from attnc.runtime.pictures.tile_svg import tile_map_svg
-from attnc.runtime.pictures.tile_text import tile_map_text
 
 FIRST_ROWS = 8
 LONG = 16384
@@ -38,16 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `show`."""
     add_pattern(parser)
     add_grid(parser)
-    parser.add_argument(
-        "--len",
-        dest="n_q",
-        metavar="N",
-        type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {SHORT}, with --tiles {LONG}, or the pattern's length)",
-    )
-    parser.add_argument(
-        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
-    )
+    add_lengths(parser, f" (default {SHORT}, with --tiles {LONG}, or the pattern's length)", dest="n_q")
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
     parser.add_argument(
         "--tile", metavar="N", type=int, help="side of a tile (default: depends on the length, at most 128)"
@@ -76,30 +66,43 @@ def run(args: argparse.Namespace) -> int:
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
     drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
+    counts = f"{percent(drawing.density)} visible, {drawing.pairs_text}; {drawing.rows_text} keys per row"
     return _output(
         args,
+        attention,
+        drawing,
         svg=lambda: to_svg(drawing),
-        as_json=lambda: _as_json(attention, drawing, args),
-        in_short=lambda: _in_short(drawing),
+        facts=_counts_json(drawing),
+        in_short="; ".join([counts, *drawing.notes]),
         text=lambda unicode: to_text(drawing, console.columns(), console.has_color(sys.stdout), unicode=unicode),
     )
 
 
 def _output(
     args: argparse.Namespace,
+    attention: PatternAnalysis,
+    drawing: Drawing | TileMap | BranchesDrawing,
     *,
     svg: Callable[[], str],
-    as_json: Callable[[], dict[str, object]],
-    in_short: Callable[[], str],
+    facts: dict[str, object],
+    in_short: str,
     text: Callable[[bool], str],
 ) -> int:
     """Write the picture if a file is named; print JSON, a line about the file, or the picture as text."""
     if args.out is not None:
         args.out.write_text(svg(), encoding="utf-8")
     if args.json:
-        console.print_json(as_json())
+        call = {
+            "pattern": attention.name,
+            "params": {name: value_json(value) for name, value in attention.bound.values.items()},
+            "queries": drawing.n_q,
+            "keys": drawing.n_k,
+            "head": args.head,
+        }
+        file = None if args.out is None else str(args.out)
+        console.print_json({**call, **facts, "notes": list(drawing.notes), "file": file})
     elif args.out is not None:
-        print(f"{args.out}: {in_short()}")
+        print(f"{args.out}: {in_short}")
     else:
         print(text(console.has_unicode(sys.stdout)))
     return console.FINE
@@ -107,96 +110,61 @@ def _output(
 
 def _run_branches(args: argparse.Namespace, attention: PatternAnalysis, drawing: BranchesDrawing) -> int:
     """Draw the branches of a pattern that has states."""
+    branches = [
+        {
+            "name": view.name,
+            "visible": view.visible,
+            "state": view.visible is None,
+            "tokens_apart": view.cell,
+            "left": list(view.left),
+            "words": list(view.words),
+        }
+        for view in drawing.views
+    ]
     return _output(
         args,
+        attention,
+        drawing,
         svg=lambda: branches_svg(drawing),
-        as_json=lambda: _branches_json(attention, drawing, args),
-        in_short=lambda: "; ".join(f"{view.name}: {view.words[0]}" for view in drawing.views),
+        facts={"branches": branches},
+        in_short="; ".join(f"{view.name}: {view.words[0]}" for view in drawing.views),
         text=lambda unicode: branches_text(drawing, console.columns(), unicode=unicode),
     )
 
 
-def _call_json(attention: PatternAnalysis, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
-    """Return the JSON keys that describe the drawn call."""
-    return {
-        "pattern": attention.name,
-        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
-        "queries": n_q,
-        "keys": n_k,
-        "head": args.head,
-    }
-
-
-def _branches_json(attention: PatternAnalysis, drawing: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
-    return {
-        **_call_json(attention, drawing.n_q, drawing.n_k, args),
-        "branches": [
-            {
-                "name": view.name,
-                "visible": view.visible,
-                "state": view.visible is None,
-                "tokens_apart": view.cell,
-                "left": list(view.left),
-                "words": list(view.words),
-            }
-            for view in drawing.views
-        ],
-        "notes": list(drawing.notes),
-        "file": None if args.out is None else str(args.out),
-    }
-
-
 def _run_tiles(args: argparse.Namespace, attention: PatternAnalysis, tile_map: TileMap) -> int:
     """Draw only the tiles."""
+    orders = [
+        {
+            "order": str(view.order),
+            "tile": view.tile,
+            "total": view.states.size,
+            "live": view.live,
+            "full": view.count(FULL),
+            "partial": view.count(PARTIAL),
+        }
+        for view in tile_map.views
+    ]
     return _output(
         args,
+        attention,
+        tile_map,
         svg=lambda: tile_map_svg(tile_map),
-        as_json=lambda: _tiles_json(attention, tile_map, args),
-        in_short=lambda: "; ".join(f"{view.order}: {view.tiles_text}" for view in tile_map.views),
+        facts={"orders": orders},
+        in_short="; ".join(f"{view.order}: {view.tiles_text}" for view in tile_map.views),
         text=lambda unicode: tile_map_text(tile_map, unicode=unicode),
     )
 
 
-def _tiles_json(attention: PatternAnalysis, tile_map: TileMap, args: argparse.Namespace) -> dict[str, object]:
-    return {
-        **_call_json(attention, tile_map.n_q, tile_map.n_k, args),
-        "orders": [
-            {
-                "order": str(view.order),
-                "tile": view.tile,
-                "total": view.states.size,
-                "live": view.live,
-                "full": view.count(FULL),
-                "partial": view.count(PARTIAL),
-            }
-            for view in tile_map.views
-        ],
-        "notes": list(tile_map.notes),
-        "file": None if args.out is None else str(args.out),
-    }
-
-
 def _check(args: argparse.Namespace) -> None:
-    for option, value, least in (
-        ("--len", args.n_q, 1),
-        ("--keys", args.n_k, 1),
-        ("--tile", args.tile, 1),
-        ("--head", args.head, 0),
-    ):
-        if value is not None and value < least:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least {least}")
+    console.check_at_least(1, ("--len", args.n_q), ("--keys", args.n_k), ("--tile", args.tile))
+    console.check_at_least(0, ("--head", args.head))
     if args.out is not None and args.out.suffix != ".svg":
         raise console.UsageError(f"-o {args.out}: the picture is an SVG; its name must end in .svg")
 
 
-def _in_short(drawing: Drawing) -> str:
-    counts = f"{percent(drawing.density)} visible, {drawing.pairs_text}; {drawing.rows_text} keys per row"
-    return "; ".join([counts, *drawing.notes])
-
-
-def _as_json(attention: PatternAnalysis, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
+def _counts_json(drawing: Drawing) -> dict[str, object]:
     return {
-        **_call_json(attention, drawing.n_q, drawing.n_k, args),
         "visible": drawing.visible,
         "density": drawing.density,
         "row_counts": {
@@ -212,6 +180,4 @@ def _as_json(attention: PatternAnalysis, drawing: Drawing, args: argparse.Namesp
             "q_tile": drawing.q_tile,
             "k_tile": drawing.k_tile,
         },
-        "notes": list(drawing.notes),
-        "file": None if args.out is None else str(args.out),
     }

@@ -13,8 +13,8 @@ from attnc.compiler.simulation.recurrent.recurrence_simulation import Recurrence
 from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, whole_number
-from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateAnswer, cases_of, rival_text
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_lengths, add_pattern
+from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, SimulateCases, cases_of, rival_text
 from attnc.runtime.commands.simulate_json import answer_json
 from attnc.runtime.commands.simulate_report import report
 from attnc.runtime.report.page import write_report
@@ -23,16 +23,7 @@ from attnc.runtime.report.page import write_report
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `simulate`."""
     add_pattern(parser)
-    parser.add_argument(
-        "--len",
-        dest="n_q",
-        metavar="N",
-        type=whole_number,
-        help=f"queries, as in 16384 or 16k (default {LENGTH}, or the pattern's length)",
-    )
-    parser.add_argument(
-        "--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: the number of queries)"
-    )
+    add_lengths(parser, f" (default {LENGTH}, or the pattern's length)", dest="n_q")
     add_grid(parser)
     parser.add_argument(
         "--heads", metavar="H", type=int, help=f"query heads (default: what the parameters say, else {HEADS})"
@@ -43,15 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: float32 on the CPU, else bfloat16)"
     )
-    parser.add_argument(
-        "--device",
-        dest="devices",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a100, h100, h200, b200, cpu (this machine's), or a file NAME.json that describes a machine; may be "
-        "repeated (default h100)",
-    )
+    text = "a100, h100, h200, b200, cpu (this machine's), or a file NAME.json that describes a machine; may be "
+    console.add_repeated(parser, "--device", "devices", "NAME", f"{text}repeated (default h100)")
     parser.add_argument(
         "--pass", dest="stage", metavar="NAME", default="forward", help=f"{', '.join(PASSES)} (default forward)"
     )
@@ -63,17 +47,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tile", metavar="QxK", help="only this tile size, as in 128x64")
     parser.add_argument("--order", metavar="NAME", help="only this order of tokens: natural, bricks, residues")
-    parser.add_argument(
-        "--compare", metavar="SPEC", action="append", default=[], help="also simulate this pattern; may be repeated"
-    )
-    parser.add_argument(
-        "-q",
-        dest="other_params",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a parameter of the patterns of --compare; may be repeated",
-    )
+    console.add_repeated(parser, "--compare", "compare", "SPEC", "also simulate this pattern; may be repeated")
+    text = "a parameter of the patterns of --compare; may be repeated"
+    console.add_repeated(parser, "-q", "other_params", "NAME=VALUE", text)
     parser.add_argument(
         "--sweep",
         metavar="NAME=LOW..HIGH",
@@ -92,14 +68,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the parameter of the report's second slider (default: the first integer parameter, such as a window)",
     )
     add_inputs(parser)
-    parser.add_argument(
-        "--size",
-        dest="sizes",
-        metavar="NAME=N",
-        action="append",
-        default=[],
-        help="a size of a recurrence's states, as in --size slots=64; may be repeated",
-    )
+    text = "a size of a recurrence's states, as in --size slots=64; may be repeated"
+    console.add_repeated(parser, "--size", "sizes", "NAME=N", text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,29 +77,29 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.suffix != ".html":
         raise UsageError(f"-o {args.out}: the report is an HTML page; its name must end in .html")
     cases = cases_of(args)
-    answer = cases.answer()
+    cases.simulate_all()
     if args.out is not None:
-        write_report(args.out, report(cases, answer, _even_in_words(answer), args.slider))
+        write_report(args.out, report(cases, _even_in_words(cases), args.slider))
     if args.json:
-        console.print_json(answer_json(answer))
+        console.print_json(answer_json(cases))
     elif args.out is not None:
-        main = answer.main
+        main = cases.main
         print(f"{args.out}: {main.pattern}, {times(main.speedup)} as fast as {rival_text(main)} on {main.title}")
     else:
-        print(_in_words(answer))
+        print(_in_words(cases))
     return console.FINE
 
 
-def _in_words(answer: SimulateAnswer) -> str:
-    lines = [_printed(answer.main), f"growth    {_growth(answer)}"]
-    lines += [f"floor     {floor}" for floor in answer.floors]
-    lines.append(f"break-even {_even_in_words(answer)}")
-    lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
-    if answer.others:
-        simulations = [answer.main, *answer.others]
+def _in_words(cases: SimulateCases) -> str:
+    lines = [_printed(cases.main), f"growth    {_growth(cases)}"]
+    lines += [f"floor     {floor}" for floor in cases.floors]
+    lines.append(f"break-even {_even_in_words(cases)}")
+    lines += [f"input     {name}: {words}" for name, words in cases.examples.items()]
+    if cases.others:
+        simulations = [cases.main, *cases.others]
         lines += ["", _table([(_simulation_name(simulation), simulation) for simulation in simulations])]
-    if answer.sweep:
-        lines += ["", _table(answer.sweep)]
+    if cases.swept:
+        lines += ["", _table(cases.swept)]
     return "\n".join(lines)
 
 
@@ -140,22 +110,20 @@ def _printed(simulation: Simulation) -> str:
     return print_simulation(simulation, unicode=unicode)
 
 
-def _growth(answer: SimulateAnswer) -> str:
-    growth = answer.growth
+def _growth(cases: SimulateCases) -> str:
+    growth = cases.growth
     if growth is None:
         return (
-            answer.main.growth
-            if isinstance(answer.main, RecurrenceSimulation)
-            else "not known, as a branch has a state"
+            cases.main.growth if isinstance(cases.main, RecurrenceSimulation) else "not known, as a branch has a state"
         )
     return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
 
 
-def _even_in_words(answer: SimulateAnswer) -> str:
-    even = answer.even
+def _even_in_words(cases: SimulateCases) -> str:
+    even = cases.even
     if isinstance(even, str):
         return f"not computed: {even}"
-    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(answer.main)}"
+    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(cases.main)}"
 
 
 def _simulation_name(simulation: Simulation) -> str:

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.recurrence_call import own_sizes
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation
-from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
+from attnc.compiler.simulation.simulation import PASSES, Baseline, Simulation
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import check_heads, dtype_named
@@ -28,8 +28,8 @@ from attnc.runtime.commands.patterns import (
     whole_number,
 )
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
-from attnc.runtime.simulate.floors import Floor
-from attnc.runtime.simulate.simulating import break_even, differs
+from attnc.runtime.pictures.branch_views import has_states
+from attnc.runtime.simulate.simulating import Floor, break_even, differs
 from attnc.spec.errors import AttncError
 
 LENGTH = 16384
@@ -40,8 +40,6 @@ HEADS = 8
 LARGEST_SWEEP = 64
 """The maximum number of simulations in a sweep."""
 
-Orders = Literal["natural", "bricks", "residues"]
-
 Even = int | str | None
 """The length from which the pattern beats its rival; None if there is none; a text says why it was not computed."""
 
@@ -50,46 +48,17 @@ Swept = list[tuple[str, Simulation]]
 
 
 @dataclass(frozen=True)
-class SimulateRequest:
-    """The arguments of a simulation besides the pattern, its length and the device."""
+class SimulateCases:
+    """A pattern at a length, on devices and against baselines, and the patterns that it is compared with.
 
-    n_k: int | None
-    heads: int | None
-    kv_heads: int | None
-    batch: int
-    head_dim: int
-    dtype: str | None
-    stage: Pass
-    tile: tuple[int, int] | None
-    order: Orders | None
-    inputs: Sequence[str]
-    sizes: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class SimulateAnswer:
-    """All results that a command line requests.
-
-    `rivals`: the simulation against each dense rival, or None where it is not simulated. `examples`: descriptions of
-    the inputs that got example values. `growth`: None for patterns with states; a recurrence's simulation has its own.
+    `dtype`, `tile` and `sizes` (of states) are read from the arguments `args`, which hold all else as it is.
+    `examples`: descriptions of the inputs that got example values.
     """
 
-    main: Simulation
-    rivals: Mapping[Baseline, Simulation | None]
-    even: Even
-    floors: tuple[Floor, ...]
-    growth: Growth | None
-    others: Sequence[Simulation]
-    sweep: Swept
-    examples: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SimulateCases:
-    """A pattern at a length, on devices and against baselines, and the patterns that it is compared with."""
-
     args: argparse.Namespace
-    request: SimulateRequest
+    dtype: str | None
+    tile: tuple[int, int] | None
+    sizes: Mapping[str, int]
     attention: PatternAnalysis
     n: int
     devices: Sequence[str]
@@ -101,19 +70,15 @@ class SimulateCases:
         """The simulation on the first device against the first baseline."""
         return self.at()
 
-    def answer(self) -> SimulateAnswer:
-        """Run all requested simulations and return their results."""
-        growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
-        return SimulateAnswer(
-            self.main,
-            self._rivals() if self.args.json else {},
-            self._even(),
-            self._floors(),
-            growth,
-            self._others(),
-            self._swept(),
-            dict(self.examples),
-        )
+    @cached_property
+    def growth(self) -> Growth | None:
+        """The law of growth; None for patterns with states: a recurrence's simulation has its own."""
+        return None if has_states(self.attention) else self.attention.growth(heads=self.main.shape.heads)
+
+    def simulate_all(self) -> None:
+        """Make all requested simulations, so that `examples` describe the inputs of every one."""
+        for result in ("growth", "main", "even", "floors", "others", "swept"):
+            getattr(self, result)
 
     def at(
         self,
@@ -123,26 +88,26 @@ class SimulateCases:
         baseline: Baseline | None = None,
     ) -> Simulation:
         """Simulate this case, with the arguments given here in place of its own."""
-        request = self.request
+        args = self.args
         n = self.n if n is None else n
         attention = attention or self.attention
-        n_q, n_k = (min(n, 1), request.n_k or n) if request.stage == "decode" else (n, request.n_k or n)
-        heads = request.heads or head_count(attention.bound) or HEADS
-        check_heads(heads, request.kv_heads)
+        n_q, n_k = (min(n, 1), args.n_k or n) if args.stage == "decode" else (n, args.n_k or n)
+        heads = args.heads or head_count(attention.bound) or HEADS
+        check_heads(heads, args.kv_heads)
         return attention._simulated(
             n_q,
             n_k,
             self._inputs(attention, n_q, n_k, heads),
             heads=heads,
-            kv_heads=request.kv_heads,
-            batch=request.batch,
-            head_dim=request.head_dim,
-            dtype=request.dtype,
+            kv_heads=args.kv_heads,
+            batch=args.batch,
+            head_dim=args.head_dim,
+            dtype=self.dtype,
             device=device or self.devices[0],
-            stage=request.stage,
+            stage=args.stage,
             baseline=baseline or self.baselines[0],
-            tile=request.tile,
-            order=request.order,
+            tile=self.tile,
+            order=args.order,
         )
 
     def changed(self, name: str, value: int) -> PatternAnalysis:
@@ -155,33 +120,36 @@ class SimulateCases:
     def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
         """Return the inputs given, examples of the others that the relation reads, and the sizes of the states."""
         state_sizes = _sizes_of(attention.pattern)
-        sizes = {name: value for name, value in self.request.sizes.items() if name in state_sizes}
+        sizes = {name: value for name, value in self.sizes.items() if name in state_sizes}
         if attention.is_recurrence:
             return sizes
-        inputs = given_inputs(attention.bound, self.request.inputs, n_q, n_k)
+        inputs = given_inputs(attention.bound, self.args.inputs, n_q, n_k)
         examples = example_inputs(
             attention.bound,
             n_q,
             n_k,
             inputs,
-            batch=self.request.batch,
+            batch=self.args.batch,
             heads=heads,
-            sizes={"heads": heads, "dk": self.request.head_dim, "dv": self.request.head_dim},
+            sizes={"heads": heads, "dk": self.args.head_dim, "dv": self.args.head_dim},
             names=attention.relation_inputs,
         )
         for name, example in examples.items():
             self.examples.setdefault(name, example.words)
         return {**sizes, **inputs, **attention._arrays_of(examples)}
 
-    def _floors(self) -> tuple[Floor, ...]:
-        if self.request.stage == "decode" or has_states(self.attention.pattern):
+    @cached_property
+    def floors(self) -> tuple[Floor, ...]:
+        """How sparse the pattern can become by its real parameters."""
+        if self.args.stage == "decode" or has_states(self.attention):
             return ()
-        n_k = self.request.n_k or self.n
+        n_k = self.args.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
         return self.attention.floors(self.n, n_k, **inputs)
 
-    def _rivals(self) -> dict[Baseline, Simulation | None]:
-        """Return the simulation against full and against causal attention, or None where one is not simulated.
+    @cached_property
+    def rivals(self) -> dict[Baseline, Simulation | None]:
+        """The simulations against full and against causal attention, or None where one is not simulated.
 
         Causal attention is no rival of a pattern that shows keys after their queries; full attention is none of a
         recurrence.
@@ -195,8 +163,9 @@ class SimulateCases:
                 result[baseline] = self.at(baseline=baseline)
         return result
 
-    def _others(self) -> list[Simulation]:
-        """Simulate the other baselines, the other devices, and the compared patterns on all devices."""
+    @cached_property
+    def others(self) -> list[Simulation]:
+        """The simulations against other baselines, on other devices, and of compared patterns on all devices."""
         result = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
         result += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
@@ -204,7 +173,9 @@ class SimulateCases:
             result += [self.at(attention=other, device=device) for device in self.devices]
         return result
 
-    def _swept(self) -> Swept:
+    @cached_property
+    def swept(self) -> Swept:
+        """The simulations of `--sweep`."""
         if self.args.sweep is None:
             return []
         name, values = sweep_of(self.args.sweep)
@@ -220,12 +191,14 @@ class SimulateCases:
                 result.append((f"{name}={value:,}", simulation))
         return result
 
-    def _even(self) -> Even:
+    @cached_property
+    def even(self) -> Even:
+        """The length from which the pattern beats its rival."""
         if self.attention.bound.program.segments:
             return "its tokens are a grid, whose extents fix the length"
-        if self.request.n_k is not None:
+        if self.args.n_k is not None:
             return "--keys fixes the number of keys"
-        if any(text.partition("=")[2].strip().startswith("[") for text in self.request.inputs):
+        if any(text.partition("=")[2].strip().startswith("[") for text in self.args.inputs):
             return "its inputs are given for one length"
         try:
             even = break_even(self.at, self.n)
@@ -241,42 +214,29 @@ class SimulateCases:
 
 def cases_of(args: argparse.Namespace) -> SimulateCases:
     """Return the cases that a command line requests. Raises UsageError, and the errors of `compile_attention`."""
-    request = _request(args)
+    _check(args)
+    dtype, tile = None if args.dtype is None else dtype_named(args.dtype), _tile(args.tile)
+    sizes = _sizes(args.sizes)
     attention = analysed(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
-    _check_kind(args, request, attention)
+    _check_kind(args, sizes, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
-    return SimulateCases(args, request, attention, n, devices, _baselines(args.baseline))
+    return SimulateCases(args, dtype, tile, sizes, attention, n, devices, _baselines(args.baseline))
 
 
-def _request(args: argparse.Namespace) -> SimulateRequest:
-    for option, value in (
-        ("--len", args.n_q),
-        ("--keys", args.n_k),
-        ("--heads", args.heads),
-        ("--kv-heads", args.kv_heads),
-        ("--batch", args.batch),
-        ("--head-dim", args.head_dim),
-    ):
-        if value is not None and value < 1:
-            raise UsageError(f"{option} {value}: give a whole number, at least 1")
+def _check(args: argparse.Namespace) -> None:
+    lengths = ("--len", args.n_q), ("--keys", args.n_k)
+    counts = ("--heads", args.heads), ("--kv-heads", args.kv_heads), ("--batch", args.batch)
+    console.check_at_least(1, *lengths, *counts, ("--head-dim", args.head_dim))
     if args.stage not in PASSES:
         raise UsageError(f"--pass {args.stage}: use one of {', '.join(PASSES)}")
     if args.order not in (None, "natural", "bricks", "residues"):
         raise UsageError(f"--order {args.order}: use one of natural, bricks, residues")
-    dtype, tile = None if args.dtype is None else dtype_named(args.dtype), _tile(args.tile)
-    counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
-    return SimulateRequest(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
 def rival_text(simulation: Simulation) -> str:
     """Return the name of the dense attention that a simulation is compared with."""
     return "causal attention" if simulation.baseline == "causal" else "dense attention"
-
-
-def has_states(pattern: Pattern) -> bool:
-    """Whether the pattern or one of its branches is a recurrence."""
-    return pattern.recur is not None or bool(pattern.stateful)
 
 
 def _sizes_of(pattern: Pattern) -> frozenset[str]:
@@ -285,13 +245,13 @@ def _sizes_of(pattern: Pattern) -> frozenset[str]:
     return frozenset[str]().union(*map(own_sizes, recurs))
 
 
-def _check_kind(args: argparse.Namespace, request: SimulateRequest, attention: PatternAnalysis) -> None:
+def _check_kind(args: argparse.Namespace, sizes: Mapping[str, int], attention: PatternAnalysis) -> None:
     """Raise UsageError for options that do not apply to this pattern: some need states, others exclude them."""
     state_sizes = _sizes_of(attention.pattern)
-    for name in request.sizes.keys() - state_sizes:
+    for name in sizes.keys() - state_sizes:
         listed = f"its states have {', '.join(sorted(state_sizes))}" if state_sizes else "no state has sizes of its own"
         raise UsageError(f"--size {name}: `{attention.name}` has no state with such a size; {listed}")
-    if not has_states(attention.pattern):
+    if not has_states(attention):
         return
     kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
     for option, value in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):

@@ -9,23 +9,23 @@ from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.recurrent.recurrence_simulation import RecurrenceSimulation, SimulatedPass
 from attnc.compiler.simulation.simulation import SimulatedSchedule, Simulation
 from attnc.runtime.commands.patterns import value_json
-from attnc.runtime.commands.simulate_cases import SimulateAnswer
-from attnc.runtime.simulate.floors import Floor
+from attnc.runtime.commands.simulate_cases import SimulateCases
+from attnc.runtime.simulate.simulating import Floor
 
 
-def answer_json(answer: SimulateAnswer) -> dict[str, object]:
+def answer_json(cases: SimulateCases) -> dict[str, object]:
     """Return all results as JSON: the keys of the main simulation, and the other results under keys of their own."""
-    even = answer.even
+    even = cases.even
     return {
-        **simulation_json(answer.main),
-        "rivals": {name: None if rival is None else _rival_json(rival) for name, rival in answer.rivals.items()},
+        **simulation_json(cases.main),
+        "rivals": {name: None if rival is None else _rival_json(rival) for name, rival in cases.rivals.items()},
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
-        **_law_json(answer),
-        "floors": [_floor_json(floor) for floor in answer.floors],
-        "examples": answer.examples,
-        "compared": [simulation_json(other) for other in answer.others],
-        "sweep": [{"at": name, **simulation_json(simulation)} for name, simulation in answer.sweep],
+        **_law_json(cases),
+        "floors": [_floor_json(floor) for floor in cases.floors],
+        "examples": cases.examples,
+        "compared": [simulation_json(other) for other in cases.others],
+        "sweep": [{"at": name, **simulation_json(simulation)} for name, simulation in cases.swept],
     }
 
 
@@ -107,10 +107,10 @@ def _pass_json(simulated: SimulatedPass) -> dict[str, object]:
     return fields | {"kernels": kernels, "costs": costs, "ms": simulated.ms}
 
 
-def _law_json(answer: SimulateAnswer) -> dict[str, object]:
-    if answer.growth is not None:
-        return {"growth": answer.growth.law, "growth_law": _growth_json(answer.growth)}
-    law = answer.main.growth if isinstance(answer.main, RecurrenceSimulation) else None
+def _law_json(cases: SimulateCases) -> dict[str, object]:
+    if cases.growth is not None:
+        return {"growth": cases.growth.law, "growth_law": _growth_json(cases.growth)}
+    law = cases.main.growth if isinstance(cases.main, RecurrenceSimulation) else None
     return {"growth": law, "growth_law": None}
 
 

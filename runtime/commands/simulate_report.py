@@ -12,13 +12,13 @@ from attnc.runtime.call.call_errors import TorchMissingError, needing_torch
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
-from attnc.runtime.commands.simulate_cases import SimulateAnswer, SimulateCases, has_states, sweep_of
+from attnc.runtime.commands.simulate_cases import SimulateCases, sweep_of
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.pictures.branch_views import has_states
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
-from attnc.runtime.report.page import report_html
+from attnc.runtime.report.page import report_html, states_html
 from attnc.runtime.report.point import ReportPoint
-from attnc.runtime.report.states_page import states_html
 from attnc.runtime.simulate.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead
@@ -33,24 +33,24 @@ FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
 """The stops of the sliders, as factors of the length and of the parameter."""
 
 
-def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str | None) -> str:
+def report(cases: SimulateCases, even: str, slider: str | None) -> str:
     """Return the report as HTML.
 
     `even` describes the break-even length; `slider` names the parameter of the second slider. Raises UsageError for a
     slider that is not a whole-number parameter of the pattern.
     """
-    if has_states(cases.attention.pattern):
-        return _states_report(cases, answer, even)
+    if has_states(cases.attention):
+        return _states_report(cases, even)
     name = _slider(cases.attention, slider)
     swept = None if cases.args.sweep is None else sweep_of(cases.args.sweep)[0]
     device = find_device(cases.devices[0])
     return report_html(
-        answer.main,
+        cases.main,
         _drawing_of(cases, cases.attention, cases.n),
-        [simulation for _, simulation in answer.sweep],
+        [simulation for _, simulation in cases.swept],
         list(_slider_points(cases, name)),
-        answer.others,
-        _growth(answer.growth),
+        cases.others,
+        _growth(cases.growth),
         break_even_text=even,
         parameter=name,
         swept=None if swept == "len" else swept,
@@ -58,13 +58,13 @@ def report(cases: SimulateCases, answer: SimulateAnswer, even: str, slider: str 
     )
 
 
-def _states_report(cases: SimulateCases, answer: SimulateAnswer, even: str) -> str:
+def _states_report(cases: SimulateCases, even: str) -> str:
     """Return the report of a pattern with states; its picture shows few tokens where the length is free."""
     with needing_torch(f"a report of `{cases.attention.name}`, whose states are measured,"):
         from attnc.runtime.pictures.branches import make_branches  # only for pictures
-    main = answer.main
+    main = cases.main
     n = min(cases.n, DRAWN_WITH_STATES) if has_free_length(cases.attention.bound) else cases.n
-    inputs = given_inputs(cases.attention.bound, cases.request.inputs, n, n)
+    inputs = given_inputs(cases.attention.bound, cases.args.inputs, n, n)
     growth = main.growth if isinstance(main, RecurrenceSimulation) else "not known, as a branch has a state"
     return states_html(main, make_branches(cases.attention, n, n, inputs), growth, even)
 
@@ -129,7 +129,7 @@ def _drawing_of(cases: SimulateCases, attention: PatternAnalysis, n: int) -> Dra
     if not attention.has_mask or short > MOST_DRAWN:
         return None
     try:
-        return make_drawing(attention, short, short, given_inputs(attention.bound, cases.request.inputs, short, short))
+        return make_drawing(attention, short, short, given_inputs(attention.bound, cases.args.inputs, short, short))
     except TorchMissingError:
         raise
     except (AttncError, UsageError):

@@ -8,13 +8,13 @@ import torch
 
 from attnc.runtime.api.attention import compile_attention
 from attnc.runtime.commands import console
+from attnc.runtime.commands.call_arguments import check_heads
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number
-from attnc.runtime.texts.library import ModuleLoader, find
+from attnc.runtime.texts.library import load
 from attnc.runtime.verifying.call_cases import ShapeRequest, awkward_cases
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, requested_choice
 from attnc.runtime.verifying.verification import DTYPES, ExecutorTrial, Verdict, verify
-from attnc.spec.load import load_program
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import BoundProgram
 
@@ -36,8 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 1 if an executor disagrees or if something was not compared, else 0."""
     request = _request(args)
-    source_file = find(args.spec)
-    program = load_program(source_file.source, ModuleLoader(source_file.folder), source_file.name)
+    program, _ = load(args.spec)
     params = given_params(args)
     requested = requested_choice(program, params, args.preset)
     with console.progress("verify", LOOKS) as step:
@@ -46,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise console.UsageError(_no_call(requested.bound, request))
     bound = selected.choice.bound
     attention = compile_attention(args.spec, **bound.values)  # type: ignore[arg-type]  # parameters of the pattern
-    others = [] if request.length is not None else awkward_cases(bound, _only_length(bound), request)
+    only_length = lengths(bound, ShapeRequest(), is_own=True)[-1] if bound.program.segments else None
+    others = [] if request.length is not None else awkward_cases(bound, only_length, request)
     others = [case for case in others if case != selected.case]
     dtypes = DTYPES if args.dtype is None else (NAMED_DTYPES[args.dtype],)
     with console.progress("verify", 1 + len(others)) as step:
@@ -59,18 +59,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> ShapeRequest:
-    for option, value in (("--len", args.length), ("--heads", args.heads), ("--kv-heads", args.kv_heads)):
-        if value is not None and value < 1:
-            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    console.check_at_least(1, ("--len", args.length), ("--heads", args.heads), ("--kv-heads", args.kv_heads))
     heads, kv_heads = args.heads, args.kv_heads
-    if heads is not None and kv_heads is not None and heads % kv_heads:
-        raise console.UsageError(f"--heads {heads} must be a multiple of --kv-heads {kv_heads}")
+    if heads is not None:
+        check_heads(heads, kv_heads)
     return ShapeRequest(args.length, heads, kv_heads)
-
-
-def _only_length(bound: BoundProgram) -> int | None:
-    """Return the only length of a pattern whose tokens are a grid, else None."""
-    return lengths(bound, ShapeRequest(), is_own=True)[-1] if bound.program.segments else None
 
 
 def _no_call(bound: BoundProgram, request: ShapeRequest) -> str:
@@ -94,14 +87,16 @@ def _print(requested: BoundProgram, verdict: Verdict) -> None:
         print(f"  inputs with example values: {', '.join(look.numbers.inputs)}")
     print()
     _print_clauses(look)
-    print(f"{_compared(verdict)}: {_relation(verdict)}\n")
+    relation = f"NOT EQUAL, first {verdict.differing[0]}" if verdict.differing else "all equal"
+    print(f"{_compared(verdict)}: {relation}\n")
     print("largest error against fp64, the worst of all shapes; allowed: twice that of dense torch in the same dtype,")
     print("and a few units in the last place\n")
     print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")
     for trial in verdict.worst():
         e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
-        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_trial_verdict(trial)}")
+        word = "ok" if e.agrees else f"TOO LARGE at {trial.case}"
+        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {word}")
     for text, remedy in verdict.gaps:
         print(f"\nnot verified: {text}{remedy}")
     print(f"\n{requested.program.name}: {_result(verdict)}")
@@ -146,14 +141,6 @@ def _compared(verdict: Verdict) -> str:
     if verdict.look.hides_nothing:
         parts.append(f"no pair is hidden: {verdict.look.hides_nothing}")
     return "\n".join([*parts, "compared with the evaluator"])
-
-
-def _relation(verdict: Verdict) -> str:
-    return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
-
-
-def _trial_verdict(trial: ExecutorTrial) -> str:
-    return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -8,12 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from attnc.runtime.process.environment import (
-    CACHE_DIR,
-    HOME,
-    XDG_CACHE_HOME,
-    text_of,
-)
+from attnc.runtime.process.environment import CACHE_DIR, HOME, XDG_CACHE_HOME, text_of
 
 INSIDE = "v1"
 """The folder of entries, created by attnc inside the folder that the user names, which may be shared."""

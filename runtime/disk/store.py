@@ -2,26 +2,28 @@
 
 An entry is written to a temporary file and renamed, so that it exists completely or not at all, whenever the process
 dies. A disk error costs the entry and one warning, never the call. Damaged or foreign entries count as absent, and are
-written again. Timestamps decide nothing but which entries are removed first when there are too many.
+written again. An entry's file is JSON with its kind and name, and a digest that detects damage. Timestamps decide
+nothing but which entries are removed first when there are too many.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from attnc.runtime.disk.envelope import MOST, DamagedError, Payload, unwrapped, wrapped
 from attnc.runtime.disk.folder import UnusableError, cache_folder, check_private, make_private
 from attnc.runtime.disk.whole import write_whole
 from attnc.runtime.process.environment import CACHE_LIMIT, text_of
@@ -267,3 +269,52 @@ def store() -> Store:
     """Return the store of this process, in the folder that the environment names."""
     folder = cache_folder()
     return _stores.setdefault(folder, Store(folder))
+
+
+# --- the format of an entry ------------------------------------------------------------------------------------------
+
+
+SCHEMA = 1
+"""The version of the entry format. Entries of other versions are ignored."""
+
+MOST = 1 << 20
+"""Maximum size of an entry in bytes; no more is read."""
+
+Payload = Mapping[str, Any]
+
+
+class DamagedError(Exception):
+    """The bytes are not an entry of that name. The message says why."""
+
+
+def wrapped(kind: str, name: str, payload: Payload) -> bytes:
+    """Return an entry as bytes, which are equal for equal payloads."""
+    body = _canonical(payload)
+    envelope = {"attnc": SCHEMA, "kind": kind, "name": name, "sha256": _digest(kind, name, body), "payload": payload}
+    return json.dumps(envelope, ensure_ascii=False, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def unwrapped(kind: str, name: str, data: bytes) -> Payload:
+    """Return the payload of an entry. Raises DamagedError for bytes that `wrapped` did not make for this name."""
+    try:
+        envelope = json.loads(data.decode())
+        if envelope["attnc"] != SCHEMA:
+            raise DamagedError(f"its format version is {envelope['attnc']!r}, not {SCHEMA}")
+        if (envelope["kind"], envelope["name"]) != (kind, name):
+            raise DamagedError("the file holds another entry")
+        payload = envelope["payload"]
+        if envelope["sha256"] != _digest(kind, name, _canonical(payload)):
+            raise DamagedError("its digest does not match its content")
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
+        raise DamagedError(f"it is not an entry of attnc ({type(error).__name__})") from error
+    if not isinstance(payload, dict):
+        raise DamagedError("its content is not a JSON object")
+    return payload
+
+
+def _canonical(payload: object) -> str:
+    return json.dumps(payload, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(kind: str, name: str, body: str) -> str:
+    return hashlib.sha256(f"{SCHEMA}\0{kind}\0{name}\0{body}".encode()).hexdigest()

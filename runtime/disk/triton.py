@@ -21,19 +21,15 @@ WRITERS = 0o022
 def triton_folder() -> Path:
     """Return the folder of Triton's compiled kernels: TRITON_CACHE_DIR, else under TRITON_HOME or the home folder."""
     named = text_of(TRITON_CACHE_DIR)
-    if named:
-        return Path(os.path.abspath(named)) if _has_working_directory() else Path(named)
-    home = text_of(TRITON_HOME) or os.path.expanduser("~")
-    return (Path(os.path.abspath(home)) if _has_working_directory() else Path(home)) / ".triton" / "cache"
+    return _absolute(named or text_of(TRITON_HOME) or os.path.expanduser("~")) / ("" if named else ".triton/cache")
 
 
-def _has_working_directory() -> bool:
-    """Check whether the working directory still exists, so that relative paths have a meaning."""
+def _absolute(path: str) -> Path:
+    """Return an absolute path, where the working directory still exists, so that relative paths have a meaning."""
     try:
-        os.getcwd()
+        return Path(os.path.abspath(path))
     except OSError:
-        return False
-    return True
+        return Path(path)
 
 
 def triton_state(folder: Path) -> str:

@@ -203,6 +203,3 @@ def _added(time: Time) -> float:
             x.index_add_(0, piece_index, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
 
     return time(add) / x.numel()
-
-
-__all__ = ["measured_choices"]

@@ -14,12 +14,7 @@ from attnc.compiler.analysis import exact_evaluation
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Extent, HeadIndex, Index, Lookup, Recur, fold
 from attnc.compiler.ir.rewrite import walk
-from attnc.compiler.ir.value_nodes import (
-    output,
-    output_lse,
-    output_of_state,
-    values_of,
-)
+from attnc.compiler.ir.value_nodes import output, output_lse, output_of_state, values_of
 from attnc.compiler.ir.verify_ir import checked
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import Window, specialise

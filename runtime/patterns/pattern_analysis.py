@@ -20,11 +20,9 @@ from attnc.runtime.patterns.pattern_description import PatternDescription
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
-    from attnc.compiler.simulation.candidates import ScheduleRequest
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.api.attention import Attention
-    from attnc.runtime.simulate.floors import Floor
-    from attnc.runtime.simulate.simulating import Device
+    from attnc.runtime.simulate.simulating import Floor, RequestedSimulation
 
 
 class PatternAnalysis(PatternDescription):
@@ -115,95 +113,60 @@ class PatternAnalysis(PatternDescription):
         if self._pattern.recur is not None and (tile is not None or order is not None):
             raise ArgumentError("tile and order apply to pairs; the chunks of a recurrence are chosen by their time")
         from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
-        from attnc.runtime.simulate.simulating import default_dtype, find_device, simulated  # only for simulations
+        from attnc.runtime.simulate.simulating import (  # only for simulations
+            RequestedSimulation,
+            default_dtype,
+            find_device,
+            simulated,
+        )
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
         sizes = self.sizes_of(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        values, request = self._bound.values, ScheduleRequest(tile, order)
-        if self._pattern.recur is not None:
-            from attnc.runtime.simulate.simulating_recurrences import simulated_recurrence  # only for simulations
-
-            (recurrent,) = self._recurrents()
-            return simulated_recurrence(recurrent, values, sizes, machine, stage, inputs)
-        if self._pattern.stateful:
-            return self._simulated_states(sizes, inputs, machine, stage, baseline, request)
-        if self._pattern.selections:
-            return self._simulated_choices(sizes, inputs, machine, stage, baseline, request)
-        branches = self._branches
-        if branches is None:
-            attends = [self.relations(sizes, inputs)]
-        else:
-            attends = [relations for _, relations in branches.relations(sizes, inputs)]
-        return simulated(
-            self.name,
-            values,
-            attends,
+        request = RequestedSimulation(
+            self._pattern,
+            self._bound.values,
             sizes,
+            inputs,
             machine,
-            lambda: self._plan_on_cpu(sizes, inputs),
             stage,
             baseline,
-            request,
+            ScheduleRequest(tile, order),
+            plan=lambda: self._plan_on_cpu(sizes, inputs),
         )
+        if self._pattern.recur is not None:
+            from attnc.runtime.simulate.simulating_states import simulated_recurrence  # only for simulations
 
-    def _simulated_states(
-        self,
-        sizes: TensorSizes,
-        inputs: Mapping[str, object],
-        machine: Device,
-        stage: Pass,
-        baseline: Baseline | None,
-        request: ScheduleRequest,
-    ) -> Simulation:
-        from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
+            (recurrent,) = self._recurrents()
+            return simulated_recurrence(request, recurrent)
+        branches = self._branches
+        if self._pattern.stateful:
+            return self._simulated_states(request)
+        if self._pattern.selections:
+            from attnc.runtime.simulate.simulating_choices import simulated_choices  # only for simulations
+
+            if stage == "decode":
+                raise UnsupportedError(
+                    f"simulation of decode is not supported yet for `{self.name}`, which selects by content"
+                )
+            request.check("the kernels of selected keys have their own")
+            assert branches is not None
+            return simulated_choices(request, branches.open.relations(sizes, inputs))
+        if branches is None:
+            return simulated(request, [self.relations(sizes, inputs)])
+        return simulated(request, [relations for _, relations in branches.relations(sizes, inputs)])
+
+    def _simulated_states(self, request: RequestedSimulation) -> Simulation:
         from attnc.compiler.simulation.machine import Machine  # only for simulations
-        from attnc.runtime.simulate.simulating import check_request  # only for simulations
         from attnc.runtime.simulate.simulating_states import simulated_states  # only for simulations
 
-        if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
+        if not isinstance(request.device, Machine) or self._pattern.selections or request.stage == "decode":
             self.refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
-        assert isinstance(machine, Machine)
-        check_request(stage, baseline, request, on_cpu=False)
-        if request != ScheduleRequest():
-            raise ArgumentError("tile and order apply to pairs; chunks of branches with a state have their own sizes")
+        request.check("chunks of branches with a state have their own sizes")
         branches = self._branches
         assert branches is not None
-        attends = branches.relations(sizes, inputs) if self._pattern.nodes else []
-        recurrents = self._recurrents()
-        return simulated_states(
-            self.name, self._bound.values, attends, recurrents, sizes, machine, stage, baseline, inputs
-        )
-
-    def _simulated_choices(
-        self,
-        sizes: TensorSizes,
-        inputs: Mapping[str, object],
-        machine: Device,
-        stage: Pass,
-        baseline: Baseline | None,
-        request: ScheduleRequest,
-    ) -> Simulation:
-        from attnc.compiler.simulation.candidates import ScheduleRequest  # only for simulations
-        from attnc.compiler.simulation.cpu_ladder import CpuMachine  # only for simulations
-        from attnc.runtime.simulate.simulating import check_request  # only for simulations
-        from attnc.runtime.simulate.simulating_choices import simulated_choices  # only for simulations
-
-        if stage == "decode":
-            raise UnsupportedError(
-                f"simulation of decode is not supported yet for `{self.name}`, which selects by content"
-            )
-        check_request(stage, baseline, request, on_cpu=isinstance(machine, CpuMachine))
-        if request != ScheduleRequest():
-            raise ArgumentError("tile and order apply to pairs; the kernels of selected keys have their own")
-        branches = self._branches
-        assert branches is not None
-        relations, bound = branches.open.relations(sizes, inputs), self._bound.values
-
-        def plan() -> Plan:
-            return self._plan_on_cpu(sizes, inputs)
-
-        return simulated_choices(self._pattern, bound, relations, plan, sizes, inputs, machine, stage, baseline)
+        attends = branches.relations(request.sizes, request.inputs) if self._pattern.nodes else []
+        return simulated_states(request, attends, self._recurrents())
 
     def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
         """Return the plan of the CPU executor, with costs at this machine's rates."""

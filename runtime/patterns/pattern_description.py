@@ -13,16 +13,10 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.attentions import content_masks_of_selection, stateful_alone
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError, needing_torch
-from attnc.runtime.call.call_shapes import (
-    TensorSizes,
-    check_counts,
-    names_read,
-    shape_of_call,
-)
+from attnc.runtime.call.call_shapes import TensorSizes, check_counts, names_read, shape_of_call
 from attnc.runtime.planning.branch_relations import BranchRelations, is_single
 from attnc.runtime.planning.call_relations import relations_of
-from attnc.runtime.texts.library import ModuleLoader, find
-from attnc.spec.load import load_program
+from attnc.runtime.texts.library import load
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
@@ -39,10 +33,8 @@ def read_spec(
 
     Raises SpecError, PatternNotFoundError.
     """
-    text = find(spec)
-    loader = ModuleLoader(text.folder)
-    bound = bind(load_program(text.source, loader, text.name), params, preset)
-    return bound, dict(loader.given)
+    program, modules = load(spec)
+    return bind(program, params, preset), modules
 
 
 class PatternDescription:
@@ -196,6 +188,3 @@ class PatternDescription:
     def relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:
         """Return the relation of a call of the only attention. Raises the errors of a call."""
         return relations_of(self._pattern, self._shape_of(sizes, inputs))
-
-
-__all__ = ["PatternDescription", "read_spec"]

@@ -50,6 +50,3 @@ class BranchesDrawing:
 def has_states(attention: PatternDescription) -> bool:
     """Whether a pattern has a state, so that it is drawn branch by branch."""
     return attention.pattern.recur is not None or bool(attention.pattern.stateful)
-
-
-__all__ = ["BranchView", "BranchesDrawing", "Shares", "has_states"]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.attentions import stateful_alone
@@ -19,7 +18,7 @@ from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurren
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
 from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, DrawnHead, drawn_case, subtitle_of
-from attnc.runtime.pictures.drawing import extents, percent
+from attnc.runtime.pictures.drawing import coarsening, extents, means, percent
 from attnc.runtime.pictures.picture_limits import check_drawn_length
 from attnc.spec.errors import AttncError
 
@@ -104,11 +103,8 @@ def _masks(
 
 def _branch_view(name: str, mask: NDArray[np.bool_]) -> BranchView:
     """Return the view of a branch with keys."""
-    cell = 1
-    while -(-max(mask.shape) // cell) > SQUARES:
-        cell *= 2
-    area = np.outer(*(extents(n, cell) for n in mask.shape))
-    shares = _summed(mask.astype(np.int64), cell) / area
+    cell = coarsening(max(mask.shape), SQUARES)
+    shares = means(mask.astype(np.int64), cell)
     rows = mask.sum(1)
     visible, total = int(mask.sum()), mask.size
     smallest, largest = int(rows.min(initial=mask.shape[1])), int(rows.max(initial=0))
@@ -142,10 +138,11 @@ def _shares_left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: i
     # The entries differ, because a state that is normalised along its rows keeps nothing of a key with equal entries.
     vector = 0.5 + torch.rand(width, generator=generator, dtype=torch.float64)
     repeated = (vector / vector.norm()).expand(shape)
-    names = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
-    inputs = {
-        name: _repeated_input(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs
-    }
+    inputs = {t.name: case.inputs[t.name] for t in recurrent.pattern.tensors if t.name in case.inputs}
+    for t in recurrent.pattern.tensors:
+        if t.name in inputs and t.dims[:1] == ("batch",):
+            x = inputs[t.name][:1]
+            inputs[t.name] = x.expand(count, *x.shape[1:])
     with torch.no_grad():
         tensors = input_tensors(recurrent.pattern, inputs)
         out, _ = recurrent.attend(repeated, repeated, v, inputs, tensors, None)
@@ -155,10 +152,6 @@ def _shares_left(recurrent: PatternRecurrence, n: int, case: DrawnHead, width: i
     # Rounding leaves tiny values of tokens that a query does not see; they count as 0.
     shares: Shares = np.where(rows > largest * 1e-6, rows / largest if largest else rows, 0.0)
     return shares
-
-
-def _repeated_input(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
-    return x[:1].expand(count, *x.shape[1:]) if dims[:1] == ("batch",) else x
 
 
 def _by_distance(shares: Shares) -> tuple[float, ...]:
@@ -178,11 +171,3 @@ def _half_text(left: tuple[float, ...], cell: int) -> str:
         return f"more than half of a token's value is left after {(len(left) - 1) * cell:,} tokens"
     tokens = "1 token" if gone * cell == 1 else f"{gone * cell:,} tokens"
     return f"less than half of a token's value is left after {tokens}"
-
-
-def _summed(counts: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
-    rows = np.add.reduceat(counts, np.arange(0, counts.shape[0], cell), axis=0)
-    return np.asarray(np.add.reduceat(rows, np.arange(0, counts.shape[1], cell), axis=1))
-
-
-__all__ = ["BranchView", "BranchesDrawing", "make_branches"]

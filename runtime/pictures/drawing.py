@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+T = TypeVar("T", np.int64, np.float64)
 EMPTY, PARTIAL, FULL = 0, 1, 2
 """States of a tile."""
 
@@ -82,7 +83,7 @@ class Drawing:
 
     def coarser(self, factor: int) -> NDArray[np.float64]:
         """Return the visible share of squares that are `factor` times as large."""
-        return _summed(self.pairs, factor) / _summed(self.areas, factor)
+        return summed(self.pairs, factor) / summed(self.areas, factor)
 
     # --- words ---
 
@@ -136,15 +137,26 @@ def merge_tiles(tiles: NDArray[np.int8], factor: int) -> NDArray[np.int8]:
     """Return the states of groups of tiles: full or empty if all tiles are, else partial."""
     if factor == 1:
         return tiles
-    live = _summed((tiles != EMPTY).astype(np.int64), factor)
-    full = _summed((tiles == FULL).astype(np.int64), factor)
-    area = _summed(np.ones(tiles.shape, dtype=np.int64), factor)
+    live = summed((tiles != EMPTY).astype(np.int64), factor)
+    full = summed((tiles == FULL).astype(np.int64), factor)
+    area = summed(np.ones(tiles.shape, dtype=np.int64), factor)
     return np.where(full == area, FULL, np.where(live == 0, EMPTY, PARTIAL)).astype(np.int8)
 
 
-def _summed(counts: Counts, factor: int) -> Counts:
-    rows = np.add.reduceat(counts, np.arange(0, counts.shape[0], factor), axis=0)
-    return np.asarray(np.add.reduceat(rows, np.arange(0, counts.shape[1], factor), axis=1))
+def coarsening(size: int, most: int) -> int:
+    """Return the smallest power of two such that stretches of so many cover `size` cells `most` times at most."""
+    return 1 << (-(-size // max(most, 1)) - 1).bit_length() if size else 1
+
+
+def summed(numbers: NDArray[T], factor: int) -> NDArray[T]:
+    """Return the sums of squares of `factor` by `factor` numbers; squares at the edges may be smaller."""
+    rows = np.add.reduceat(numbers, np.arange(0, numbers.shape[0], factor), axis=0)
+    return np.asarray(np.add.reduceat(rows, np.arange(0, numbers.shape[1], factor), axis=1))
+
+
+def means(numbers: NDArray[Any], factor: int) -> NDArray[np.float64]:
+    """Return the means of squares of `factor` by `factor` numbers."""
+    return summed(numbers, factor) / np.outer(*(extents(side, factor) for side in numbers.shape))
 
 
 def runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, coarsening, extents, merge_tiles, percent
 from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, shortened, strokes_path
 
 _THIN = 28
@@ -125,9 +125,7 @@ def _mesh(view: _MatrixFrame) -> list[str]:
 
 
 def _tile_view(drawing: Drawing, view: _MatrixFrame) -> list[str]:
-    factor = 1
-    while -(-max(drawing.tiles.shape) // factor) > _MOST_TILES:
-        factor *= 2
+    factor = coarsening(max(drawing.tiles.shape), _MOST_TILES)
     states = merge_tiles(drawing.tiles, factor)
     tile_text = f"each tile: {drawing.q_tile:,} × {drawing.k_tile:,} pairs"
     caption = (

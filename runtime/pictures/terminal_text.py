@@ -1,15 +1,30 @@
-"""A drawing as text for a terminal, in half blocks or in plain ASCII."""
+"""Pictures as text for a terminal, in half blocks or in plain ASCII."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
+from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
+from attnc.runtime.pictures.drawing import (
+    EMPTY,
+    FULL,
+    PARTIAL,
+    Drawing,
+    coarsening,
+    extents,
+    means,
+    merge_tiles,
+    percent,
+)
 from attnc.runtime.pictures.svg import ticks
 from attnc.runtime.process.ascii_text import plain
+
+if TYPE_CHECKING:
+    from attnc.runtime.pictures.tile_map import TileMap, TileView
 
 _SHADES = {True: " ░▒▓█", False: " .:+#"}
 _HALVES = " ▀▄█"
@@ -90,10 +105,8 @@ def _beside(left: Block, right: Block, width: int) -> list[str]:
 def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
     room = max(width - margin - 2 - _BAR, 8)
-    columns = drawing.pairs.shape[1]
-    factor = 1
-    while -(-columns // factor) > room or -(-drawing.pairs.shape[0] // factor) > 2 * _TALLEST:
-        factor *= 2
+    rows, columns = drawing.pairs.shape
+    factor = max(coarsening(columns, room), coarsening(rows, 2 * _TALLEST))
     cell = drawing.cell * factor
     share = drawing.coarser(factor)
     exact = cell == 1
@@ -107,15 +120,12 @@ def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> 
     bars = _bars(drawing, cell * tall, len(body), unicode)
     labels = _row_labels(drawing.n_q, cell * tall, margin)
     lines = _head(drawing, "Element view", caption, cell, 1, share.shape[1], paint)
-    lines[1] = _join(lines[1], max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row", paint)
+    gap, title = " " * max(share.shape[1] - lines[1][0] + margin + 1, 1), "keys per row"
+    lines[1] = (lines[1][0] + len(gap) + len(title), f"{lines[1][1]}{gap}{paint('soft', title)}")
     for label, row, bar in zip(labels, body, bars, strict=True):
         text = f"{paint('soft', label)} {paint('seen', row)} {paint('soft', bar)}"
         lines.append((len(label) + len(row) + len(bar) + 2, text))
     return lines
-
-
-def _join(line: tuple[int, str], gap: int, text: str, paint: Paint) -> tuple[int, str]:
-    return line[0] + gap + len(text), f"{line[1]}{' ' * gap}{paint('soft', text)}"
 
 
 def _margin(drawing: Drawing) -> int:
@@ -185,10 +195,7 @@ def _bar(share: float, unicode: bool) -> str:
 
 def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
-    factor = 1
-    max_tiles = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
-    while -(-max(drawing.tiles.shape) // factor) > max_tiles:
-        factor *= 2
+    factor = coarsening(max(drawing.tiles.shape), max(min((width - margin - 1) // 2, TILES_ACROSS), 4))
     states = merge_tiles(drawing.tiles, factor)
     glyphs = TILES[unicode]
     tile_text = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"
@@ -211,3 +218,102 @@ def _states(row: Sequence[int], glyphs: dict[int, str], paint: Paint) -> str:
             parts.append(paint(row[start], glyphs[row[start]] * (i - start)))
             start = i
     return "".join(parts)
+
+
+# --- maps of tiles ---------------------------------------------------------------------------------------------------
+
+
+SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
+"""Squares with up to a third, up to two thirds, and up to all of their tiles live."""
+
+
+def tile_map_text(tile_map: TileMap, *, unicode: bool = True) -> str:
+    """Return each order of the tokens, one above the other, with its numbers; no newline at the end."""
+    lines = [tile_map.title, " · ".join(part for part in (tile_map.size_text, tile_map.subtitle) if part)]
+    for view in tile_map.views:
+        lines += ["", *_map_lines(view, unicode)]
+    lines += ["", _map_legend(any(_map_factor(view) > 1 for view in tile_map.views), unicode)]
+    lines += [f"note      {note}" for note in tile_map.notes]
+    text = "\n".join(lines)
+    return text if unicode else plain(text)
+
+
+def _map_lines(view: TileView, unicode: bool) -> list[str]:
+    factor = _map_factor(view)
+    tile_text = f"tiles of {view.tile:,} × {view.tile:,} pairs"
+    caption = tile_text if factor == 1 else f"each square {factor} × {factor} {tile_text}"
+    order = "tokens in natural order" if view.order.kind == "natural" else str(view.order)
+    return [f"{order}: {caption}", *_map_rows(view, factor, unicode), view.tiles_text]
+
+
+def _map_factor(view: TileView) -> int:
+    """Return the number of tiles along a side of a character pair, a power of two."""
+    return coarsening(max(view.states.shape), TILES_ACROSS)
+
+
+def _map_rows(view: TileView, factor: int, unicode: bool) -> list[str]:
+    """Return the squares; a square of several tiles is darker if more of them are live, as in the SVG."""
+    glyphs = TILES[unicode]
+    if factor == 1:
+        return ["".join(glyphs[state] for state in row) for row in view.states.tolist()]
+    live, full = view.shares(factor)
+    shades = (glyphs[EMPTY], *SHADES[unicode], glyphs[FULL])
+    levels = np.where(full == 1, len(SHADES[unicode]) + 1, np.ceil(live * len(SHADES[unicode]))).astype(int)
+    return ["".join(shades[level] for level in row) for row in levels.tolist()]
+
+
+def _map_legend(merged: bool, unicode: bool) -> str:
+    glyphs = TILES[unicode]
+    if not merged:
+        return "  ".join(f"{glyphs[s]} {name}" for s, name in ((FULL, "full"), (PARTIAL, "partial"), (EMPTY, "empty")))
+    thirds = zip(SHADES[unicode], ("up to a third", "up to two thirds", "up to all"), strict=True)
+    shades = ", ".join(f"{glyph} {words}" for glyph, words in thirds)
+    return f"{glyphs[FULL]} all tiles full; of the tiles are live: {shades}; {glyphs[EMPTY]} none"
+
+
+# --- branches side by side -------------------------------------------------------------------------------------------
+
+
+BETWEEN = 3
+NARROWEST = 8
+"""The minimum number of characters in a line of a view."""
+
+
+def branches_text(drawing: BranchesDrawing, width: int = 80, *, unicode: bool = True) -> str:
+    """Return the views in rows that fit `width` columns, then the words of each; no newline at the end."""
+    lines = [drawing.title, " · ".join(part for part in (drawing.size_text, drawing.subtitle) if part)]
+    shown = [view for view in drawing.views if view.shares is not None]
+    room = max((width - BETWEEN * (len(shown) - 1)) // max(len(shown), 1), min(width, 24), NARROWEST)
+    blocks = [_branch_block(view, room, unicode) for view in shown]
+    while blocks:
+        row = [blocks.pop(0)]
+        while blocks and sum(map(_block_width, [*row, blocks[0]])) + BETWEEN * len(row) <= width:
+            row.append(blocks.pop(0))
+        lines += ["", *_in_a_row(row)]
+    for view in drawing.views:
+        lines += ["", view.name, *(f"    {line}" for line in view.words)]
+    lines += [*([""] if drawing.notes else []), *(f"note      {note}" for note in drawing.notes)]
+    text = "\n".join(line.rstrip() for line in lines)
+    return text if unicode else plain(text)
+
+
+def _branch_block(view: BranchView, room: int, unicode: bool) -> Block:
+    assert view.shares is not None
+    factor = coarsening(view.shares.shape[1], room)
+    shares = means(view.shares, factor)
+    caption = "visible share" if view.visible is not None else "share left"
+    head = [f"{view.name}: {caption}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} per column"]
+    return [(len(line), line) for line in [*(line[:room] for line in head), *shaded(shares, 2, unicode)]]
+
+
+def _block_width(block: Block) -> int:
+    return max(n for n, _ in block)
+
+
+def _in_a_row(blocks: list[Block]) -> list[str]:
+    height = max(map(len, blocks))
+    columns = []
+    for block in blocks:
+        block_width = _block_width(block)
+        columns.append([line.ljust(block_width) for _, line in block] + [" " * block_width] * (height - len(block)))
+    return [(" " * BETWEEN).join(parts) for parts in zip(*columns, strict=True)]

@@ -14,7 +14,7 @@ from attnc.compiler.simulation.orders import TileFinder
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.call.call_shapes import TensorSizes, shape_of_call
 from attnc.runtime.pictures.draw import DrawnHead, count_pairs, drawn_case, states_of, subtitle_of, tile_side
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, coarsening, extents, means
 from attnc.runtime.planning.call_relations import relations_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TileView:
     @property
     def factor(self) -> int:
         """The number of tiles along a side of a drawn square, a power of two."""
-        return 1 << int(-(-max(self.states.shape) // ACROSS) - 1).bit_length()
+        return coarsening(max(self.states.shape), ACROSS)
 
     @property
     def tiles_text(self) -> str:
@@ -60,11 +60,8 @@ class TileView:
         None: `self.factor`, as in the SVG.
         """
         factor = self.factor if factor is None else factor
-        steps = [np.arange(0, side, factor) for side in self.states.shape]
-        area = np.outer(*(extents(side, factor) for side in self.states.shape))
         live, full = ((self.states != EMPTY).astype(np.int64), (self.states == FULL).astype(np.int64))
-        summed = (np.add.reduceat(np.add.reduceat(x, steps[0], 0), steps[1], 1) / area for x in (live, full))
-        return next(summed), next(summed)
+        return means(live, factor), means(full, factor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

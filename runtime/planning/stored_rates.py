@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, ChoiceRates, Rates, Table
-from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.machine_key import has_matrix_tiles, installed, this_cpu
-from attnc.runtime.disk.store import store
+from attnc.runtime.disk.store import Payload, store
 from attnc.runtime.planning.plausible import implausible
 
 _log = logging.getLogger(__name__)

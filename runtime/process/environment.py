@@ -93,6 +93,3 @@ def is_interpreted() -> bool:
 def verifies_ir() -> bool:
     """Check whether the pattern that each compiler pass returns is to be verified."""
     return text_of(VERIFY_IR) not in ("", "0")
-
-
-__all__ = ["VARIABLES", "EnvironmentVariable", "is_interpreted", "text_of", "verifies_ir", "wants_plain_text"]

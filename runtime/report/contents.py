@@ -1,22 +1,20 @@
-"""The contents of a report page, collected before anything is drawn."""
+"""The contents of a report page, collected before anything is drawn, and the JSON table that the page holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
-from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.ladder import ladder_frame
-from attnc.runtime.report.point import ReportPoint, facts_frame, point_of
-from attnc.runtime.report.roofline import Roofline, machine_of, roofline_frame, roofline_of
+from attnc.runtime.report.markup import SliderFrame
+from attnc.runtime.report.point import ReportPoint, facts_frame, parameters_text
+from attnc.runtime.report.roofline import Roofline, intensity, rate, roofline_frame
 from attnc.runtime.report.schedule_tables import schedule_frame
-from attnc.runtime.report.slider_frame import SliderFrame
-from attnc.runtime.report.sweep import SweepCurves, sweep_frame, sweep_of
+from attnc.runtime.report.sweep import SweepCurves, sweep_frame
 from attnc.runtime.report.tile_section import tile_frame
-from attnc.runtime.report.timeline import timeline_frame
+from attnc.runtime.report.timeline import busiest, timeline_frame
 
 
 @dataclass(frozen=True)
@@ -57,33 +55,62 @@ class ReportContents:
         return sorted({point.place[1] for point in self.points})
 
 
-def report_of(
-    simulation: Simulation,
-    drawing: Drawing | None,
-    sweep: Sequence[Simulation] = (),
-    points: Sequence[ReportPoint] = (),
-    compared: Sequence[Simulation] = (),
-    growth_text: str | None = None,
-    *,
-    break_even_text: str | None = None,
-    parameter: str | None = None,
-    swept: str | None = None,
-    machine: Machine | None = None,
-) -> ReportContents:
-    """Return the contents of a report; the arguments are those of `report_html`."""
-    start = point_of(simulation, drawing, parameter)
-    points_by_place = {point.place: point for point in points}
-    if drawing is None and start.place in points_by_place:
-        start = ReportPoint(start.length, start.value, simulation, points_by_place[start.place].drawing)
-    points_by_place[start.place] = start
-    table = tuple(points_by_place[place] for place in sorted(points_by_place))
-    return ReportContents(
-        start,
-        table,
-        parameter,
-        sweep_of(table, start, sweep, swept, parameter),
-        roofline_of([simulation, *(point.simulation for point in table)], compared, machine or machine_of(simulation)),
-        tuple(compared),
-        break_even_text,
-        growth_text,
-    )
+# --- the JSON table in the page --------------------------------------------------------------------------------------
+
+
+SCHEMA = 1
+
+
+def table_json(report: ReportContents) -> dict[str, object]:
+    """Return the table; `points` are sorted by length, then value, and `at` holds their stops on the sliders."""
+    return {
+        "schema": SCHEMA,
+        "parameter": report.parameter,
+        "lengths": report.lengths,
+        "values": report.values,
+        "points": [_point_json(report, point) for point in report.points],
+    }
+
+
+def _point_json(report: ReportContents, point: ReportPoint) -> dict[str, object]:
+    length, value = point.place
+    frame = report.frame(point)
+    return {
+        "at": [report.lengths.index(length), report.values.index(value)],
+        "length": point.length,
+        "value": point.value,
+        "simulation": simulation_json(point.simulation),
+        "texts": frame.texts,
+        "shapes": frame.shapes,
+        "rows": frame.rows,
+        "tiles": frame.tiles,
+    }
+
+
+def simulation_json(simulation: Simulation) -> dict[str, object]:
+    """Return the numbers of a simulation; infinite numbers are null."""
+    tiles, loads = simulation.tiles, simulation.loads
+    return {
+        "pattern": simulation.pattern,
+        "params": parameters_text(simulation),
+        "visible": simulation.visible,
+        "density": simulation.density,
+        "tiles": {"total": tiles.total, "live": tiles.live, "full": tiles.full, "partial": tiles.partial},
+        "rungs": [{"name": r.name, "speedup": _finite(r.speedup), "lost_to": r.lost_to} for r in simulation.rungs],
+        "predicted_ms": simulation.predicted_ms,
+        "dense_ms": simulation.dense_ms,
+        "ideal_ms": simulation.ideal_ms,
+        "speedup": _finite(simulation.speedup),
+        "schedule": [str(choice) for choice in simulation.choices],
+        "slots": len(loads),
+        "busiest_ms": list(busiest(loads)),
+        "mean_ms": sum(loads) / len(loads) if loads else None,
+        "flop": simulation.flop,
+        "bytes": simulation.traffic.moved,
+        "flop_per_byte": intensity(simulation),
+        "flop_per_s": rate(simulation),
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None

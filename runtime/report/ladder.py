@@ -6,9 +6,9 @@ from math import inf
 
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, RungName, Simulation
+from attnc.runtime.pictures.svg_parts import shortened
 from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, joined, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.markup import Markup, SliderFrame, element, joined, px
 
 WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
 TOP = 18
@@ -37,7 +37,7 @@ def ladder_frame(simulation: Simulation) -> SliderFrame:
         shapes[f"ladder-{rung.name}"] = {"width": px(width)}
         shapes[f"ladder-{rung.name}-at"] = {"x": px(LEFT + width + 10)}
         texts[f"ladder-{rung.name}"] = times(rung.speedup) + _share_of_above(rung.speedup, above)
-        texts[f"ladder-{rung.name}-lost"] = _shortened(rung.lost_to)
+        texts[f"ladder-{rung.name}-lost"] = shortened(rung.lost_to, LONGEST)
         texts[f"ladder-{rung.name}-lost-in-full"] = rung.lost_to
         above = rung.speedup
     unit_x = LEFT + BAR / top
@@ -52,10 +52,6 @@ def _share_of_above(speedup: float, above: float | None) -> str:
     if above is None or inf in (speedup, above) or not above:
         return ""
     return f"  {speedup / above:.0%} of the rung above"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def draw_ladder(frame: SliderFrame) -> Markup:

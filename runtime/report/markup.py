@@ -1,9 +1,10 @@
-"""HTML as a type of its own, so that every text that is not markup is escaped where it is inserted."""
+"""HTML as a type of its own, so that every text that is not markup is escaped, and the parts that a slider changes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 from attnc.runtime.pictures.svg_parts import printable
@@ -53,3 +54,37 @@ def px(value: float) -> str:
     """Return a coordinate to a hundredth of a pixel."""
     text = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
+
+
+Rows = Sequence[Sequence[str]]
+Attributes = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SliderFrame:
+    """The changeable parts of the page at a point.
+
+    `texts` by name; `shapes`: attributes of SVG elements by id; `rows` of tables and lists by id. `tiles`: the states
+    of the picture's tiles, a digit each (0 empty, 1 partial, 2 full), one string per row.
+    """
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Attributes] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    tiles: Sequence[str] = ()
+
+    def __or__(self, other: SliderFrame) -> SliderFrame:
+        return SliderFrame(
+            {**self.texts, **other.texts},
+            {**self.shapes, **other.shapes},
+            {**self.rows, **other.rows},
+            self.tiles or other.tiles,
+        )
+
+    def text(self, tag: str, name: str, /, **attributes: str | float | None) -> Markup:
+        """Return an element with a text that sliders change."""
+        return element(tag, self.texts[name], data_text=name, **attributes)
+
+    def shape(self, tag: str, name: str, /, *children: str, **attributes: str | float | None) -> Markup:
+        """Return an SVG element with attributes that sliders change."""
+        return element(tag, *children, id=name, **attributes, **self.shapes[name])

@@ -1,28 +1,37 @@
-"""The layout of the page, and the data that the sliders select from."""
+"""The layout of the pages: with the data that sliders select from, and of patterns with states, without sliders."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from uuid import uuid4
 
 from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.print_simulation import ms, shape_text, size, times
 from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.pictures.branch_svg import branches_svg
+from attnc.runtime.pictures.branch_views import BranchesDrawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.pictures.svg import to_svg
-from attnc.runtime.report.contents import ReportContents, report_of
+from attnc.runtime.report.contents import ReportContents, table_json
 from attnc.runtime.report.ladder import draw_ladder
-from attnc.runtime.report.markup import Markup, element, embedded_json, joined
-from attnc.runtime.report.point import ReportPoint, rival
-from attnc.runtime.report.roofline import draw_roofline
-from attnc.runtime.report.schedule_tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
-from attnc.runtime.report.slider_frame import SliderFrame
-from attnc.runtime.report.sweep import draw_sweep
-from attnc.runtime.report.table import table_json
+from attnc.runtime.report.markup import Markup, SliderFrame, element, embedded_json, joined
+from attnc.runtime.report.point import ReportPoint, parameters_text, point_of, rival
+from attnc.runtime.report.roofline import draw_roofline, machine_of, roofline_of
+from attnc.runtime.report.schedule_tables import (
+    draw_compared,
+    draw_devices,
+    draw_notes,
+    draw_schedule,
+    sizes_differ,
+    table,
+)
+from attnc.runtime.report.sweep import draw_sweep, sweep_of
 from attnc.runtime.report.tile_section import draw_tiles
 from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
 
@@ -47,17 +56,22 @@ def report_html(
     patterns, baselines or devices. `machine`: the machine of the roofline; by default found by its name. The texts on
     break-even and growth come from the caller.
     """
-    report = report_of(
-        simulation,
-        drawing,
-        sweep,
-        points,
-        compared,
+    start = point_of(simulation, drawing, parameter)
+    by_place = {point.place: point for point in points}
+    if drawing is None and start.place in by_place:
+        start = replace(start, drawing=by_place[start.place].drawing)
+    by_place[start.place] = start
+    all_points = tuple(by_place[place] for place in sorted(by_place))
+    shown = [simulation, *(point.simulation for point in all_points)]
+    report = ReportContents(
+        start,
+        all_points,
+        parameter,
+        sweep_of(all_points, start, sweep, swept, parameter),
+        roofline_of(shown, compared, machine or machine_of(simulation)),
+        tuple(compared),
+        break_even_text,
         growth_text,
-        break_even_text=break_even_text,
-        parameter=parameter,
-        swept=swept,
-        machine=machine,
     )
     return f"<!DOCTYPE html>\n{_page(report, drawing)}\n"
 
@@ -90,11 +104,12 @@ def asset(name: str) -> str:
 def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
     simulation, frame = report.start.simulation, report.frame(report.start)
     script = asset("page.js")
+    tiles = draw_tiles(frame, has_map=any(point.drawing is not None for point in report.points))
     body = [
         _header(report, frame),
         _controls(report),
         card("ladder", "Ladder: from the visible pairs to the predicted time", draw_ladder(frame), scrolls=True),
-        element("div", _pattern(report, frame), _timeline(report, frame), class_="pair"),
+        element("div", card("pattern", "Pattern and tile classes", tiles), _timeline(report, frame), class_="pair"),
         element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
         card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
         *_compared(report),
@@ -104,20 +119,18 @@ def _page(report: ReportContents, drawing: Drawing | None) -> Markup:
     data = element("script", embedded_json(table_json(report)), type="application/json", id="attnc-data")
     return element(
         "html",
-        _head(simulation, script),
+        head(simulation, script),
         element("body", element("main", joined(body, "\n")), data, "\n", element("script", Markup(script))),
         lang="en",
     )
 
 
-def _head(simulation: Simulation, script: str) -> Markup:
-    """Return a head whose policy forbids fetching and allows only the page's own script, by its hash."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return head(simulation, f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'")
-
-
-def head(simulation: Simulation, policy: str) -> Markup:
-    """Return the head of a page about a simulation; `policy` is its Content-Security-Policy."""
+def head(simulation: Simulation, script: str | None = None) -> Markup:
+    """Return the head of a page, whose policy forbids fetching and allows only the page's own script, by its hash."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    if script is not None:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'"
     return element(
         "head",
         element("meta", charset="utf-8"),
@@ -131,8 +144,7 @@ def head(simulation: Simulation, policy: str) -> Markup:
 
 def _header(report: ReportContents, frame: SliderFrame) -> Markup:
     simulation = report.start.simulation
-    badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
-    facts = [
+    names = [
         ("time", "predicted time"),
         ("speedup", f"as fast as {rival(simulation)}"),
         ("bound", "element bound"),
@@ -140,18 +152,23 @@ def _header(report: ReportContents, frame: SliderFrame) -> Markup:
         ("moved", "memory moved"),
         ("work", "work"),
     ]
+    facts = [
+        (words, frame.text("dd", name, class_="large"), frame.text("dd", f"{name}-beside", class_="quiet"))
+        for name, words in names
+    ]
+    return header(simulation, frame.text("p", "subject", class_="quiet"), facts)
+
+
+def header(simulation: Simulation, subject: Markup, facts: Sequence[tuple[str, Markup, Markup]]) -> Markup:
+    """Return the header of a page; each fact is its words, its number, and what stands beside the number."""
+    badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
     return element(
         "header",
         element("h1", simulation.pattern),
         element("p", f"{simulation.stage} on {simulation.title} ", *badge),
-        frame.text("p", "subject", class_="quiet"),
-        element("dl", *(_fact(frame, name, words) for name, words in facts), class_="facts"),
+        subject,
+        element("dl", *(element("div", element("dt", words), *numbers) for words, *numbers in facts), class_="facts"),
     )
-
-
-def _fact(frame: SliderFrame, name: str, words: str) -> Markup:
-    number = frame.text("dd", name, class_="large")
-    return element("div", element("dt", words), number, frame.text("dd", f"{name}-beside", class_="quiet"))
 
 
 def _controls(report: ReportContents) -> Markup:
@@ -203,11 +220,6 @@ def card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
     return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
 
 
-def _pattern(report: ReportContents, frame: SliderFrame) -> Markup:
-    has_map = any(point.drawing is not None for point in report.points)
-    return card("pattern", "Pattern and tile classes", draw_tiles(frame, has_map=has_map))
-
-
 def _timeline(report: ReportContents, frame: SliderFrame) -> Markup:
     workers = report.start.simulation.workers
     name = "SM slot" if workers == "SMs" else workers.removesuffix("s")
@@ -229,12 +241,12 @@ def _sweep(report: ReportContents, frame: SliderFrame) -> Markup:
     sweep = report.sweep
     title = "Sweep" if sweep is None else f"Sweep: speedup against {sweep.axis}"
     content = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
-    return card("sweep", title, content, *_texts(report))
+    return card("sweep", title, content, *paragraphs(("Break-even", report.break_even), ("Growth", report.growth)))
 
 
-def _texts(report: ReportContents) -> list[Markup]:
-    parts = [("Break-even", report.break_even), ("Growth", report.growth)]
-    return [element("p", element("b", f"{name}: "), words) for name, words in parts if words]
+def paragraphs(*texts: tuple[str, str | None]) -> list[Markup]:
+    """Return a paragraph for each named text that is not empty."""
+    return [element("p", element("b", f"{name}: "), words) for name, words in texts if words]
 
 
 def _compared(report: ReportContents) -> list[Markup]:
@@ -268,3 +280,50 @@ def _footer(simulation: Simulation) -> Markup:
         "" if simulation.calibrated else f" {figures} are published or estimated; none was measured here.",
     ]
     return element("footer", *words)
+
+
+# --- the page of a pattern with states -------------------------------------------------------------------------------
+
+
+LADDER = ("", "speedup", "lost to")
+SCHEDULE = ("", "runs as", "limited by", "time")
+
+
+def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: str, break_even_text: str) -> str:
+    """Return a self-contained page without scripts; equal arguments give equal texts."""
+    dense = rival(simulation)
+    texts = paragraphs(("Growth", growth_text), ("Break-even", break_even_text))
+    derivations = [
+        part for view in drawing.views for part in (element("h3", view.name), element("pre", "\n".join(view.words)))
+    ]
+    rungs = [[rung.name, times(rung.speedup), rung.lost_to] for rung in simulation.rungs]
+    choices = [
+        [schedule.kernel, schedule.how, schedule.limit, ms(schedule.ms)]
+        for schedule in (*simulation.choices, *simulation.others)
+    ]
+    body = [
+        _states_header(simulation),
+        card("branches", "Branches", Markup(branches_svg(drawing)), scrolls=True),
+        card("derivation", "What each branch does", *derivations),
+        card("ladder", f"Ladder over ideal {dense} attention", table("Ladder", LADDER, rungs, "rungs")),
+        card("schedule", "Schedule", table("Schedules", SCHEDULE, choices, "schedule-rows")),
+        card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *texts),
+    ]
+    main = element("body", element("main", joined(body, "\n")))
+    return f"<!DOCTYPE html>\n{element('html', head(simulation), main, lang='en')}\n"
+
+
+def _states_header(simulation: Simulation) -> Markup:
+    params = parameters_text(simulation)
+    dense, moved = rival(simulation), simulation.traffic
+    facts = [
+        ("predicted time", ms(simulation.predicted_ms), f"{dense} attention {ms(simulation.dense_ms)}"),
+        (f"as fast as {dense}", times(simulation.speedup), f"{dense} at its ideal {ms(simulation.ideal_ms)}"),
+        ("memory moved", size(moved.moved), f"{size(moved.least)} at least, {size(moved.held)} held"),
+    ]
+    subject = element("p", f"{shape_text(simulation.shape)}{' · ' + params if params else ''}", class_="quiet")
+    numbers = [
+        (words, element("dd", number, class_="large"), element("dd", beside, class_="quiet"))
+        for words, number, beside in facts
+    ]
+    return header(simulation, subject, numbers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnc.compiler.simulation.print_simulation import count, ms, size, times
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing, percent
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.markup import SliderFrame
 from attnc.spec.meaning.parameter_values import shown
 from attnc.spec.program import Value
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from attnc.compiler.simulation.machine import Machine, MachineError, find_machine
 from attnc.compiler.simulation.print_simulation import count
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.report.chart_svg import axes, figure, label
-from attnc.runtime.report.markup import Markup, element, px
-from attnc.runtime.report.scales import LogScale, log_scale
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.chart_svg import LogScale, axes, figure, label, log_scale
+from attnc.runtime.report.markup import Markup, SliderFrame, element, px
 
 WIDTH, HEIGHT = 520, 340
 LEFT, TOP, RIGHT, BOTTOM = 84, 24, 496, 284

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from attnc.compiler.simulation.print_simulation import ms, size, times
 from attnc.compiler.simulation.simulation import RUNGS, SimulatedSchedule, Simulation
-from attnc.runtime.report.markup import Markup, element
+from attnc.runtime.report.markup import Markup, Rows, SliderFrame, element
 from attnc.runtime.report.point import density_text, parameters_text, rival, size_text
-from attnc.runtime.report.slider_frame import Rows, SliderFrame
 
 SCHEDULE = ("", "kernel", "tiles q×k", "order of tokens", "how", "limited by", "time")
 COMPARED = ("", "pattern", "device", "visible", *RUNGS, "time", "dense", "as fast", "moved", "schedule")
@@ -86,8 +85,9 @@ def sizes_differ(simulations: Sequence[Simulation]) -> bool:
 
 def table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
     """Draw a table whose first column holds the row headings."""
-    columns = [_style(title) for title in head]
-    body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:], columns[1:])) for row in rows]
+    columns = ["number" if title in NUMBERS else None for title in head]
+    cells = [[element("td", text, class_=style) for text, style in zip(row, columns, strict=True)] for row in rows]
+    body = [element("tr", element("th", row[0], scope="row"), *cell[1:]) for row, cell in zip(rows, cells, strict=True)]
     titles = [element("th", title, scope="col", class_=style) for title, style in zip(head, columns, strict=True)]
     return element(
         "div",
@@ -102,11 +102,3 @@ def table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
         role="region",
         aria_label=caption,
     )
-
-
-def _style(title: str) -> str | None:
-    return "number" if title in NUMBERS else None
-
-
-def _cell(text: str, style: str | None) -> Markup:
-    return element("td", text, class_=style)

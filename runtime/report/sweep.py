@@ -8,11 +8,9 @@ from math import inf
 
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import RungName, Simulation
-from attnc.runtime.report.chart_svg import axes, figure, label
-from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.chart_svg import LogScale, axes, figure, label, log_scale, short
+from attnc.runtime.report.markup import Markup, SliderFrame, element, px
 from attnc.runtime.report.point import ReportPoint, length_of
-from attnc.runtime.report.scales import LogScale, log_scale, short
-from attnc.runtime.report.slider_frame import SliderFrame
 
 WIDTH, HEIGHT = 520, 340
 LEFT, TOP, RIGHT, BOTTOM = 66, 40, 500, 284

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, merge_tiles, percent
-from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, joined, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, coarsening, merge_tiles, percent
+from attnc.runtime.report.chart_svg import figure, hatch, label
+from attnc.runtime.report.markup import Markup, SliderFrame, element, joined, px
 
 WIDTH, HEIGHT = 520, 372
 LEFT, TOP, SIDE = 24, 24, 280
@@ -18,15 +17,11 @@ BAR_TOP = 350
 THIN = 24
 """The minimum number of pixels of the map's shorter side."""
 MOST_TILES = 64
-_HATCH = element(
-    "pattern",
+_HATCH = hatch(
+    "report-partial",
+    5,
     element("rect", class_="tile-partial", width=5, height=5),
     element("path", class_="tile-stroke", d="M0 0V5", stroke_width=1.6),
-    id="report-partial",
-    width=5,
-    height=5,
-    patternUnits="userSpaceOnUse",
-    patternTransform="rotate(45)",
 )
 KINDS = (("full", FULL), ("partial", PARTIAL), ("empty", EMPTY))
 
@@ -37,10 +32,7 @@ def tile_rows(drawing: Drawing) -> tuple[str, ...]:
 
 
 def _factor(drawing: Drawing) -> int:
-    factor = 1
-    while -(-max(drawing.tiles.shape) // factor) > MOST_TILES:
-        factor *= 2
-    return factor
+    return coarsening(max(drawing.tiles.shape), MOST_TILES)
 
 
 def tile_paths(rows: Sequence[str]) -> dict[str, str]:

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from attnc.compiler.simulation.print_simulation import ms
 from attnc.compiler.simulation.simulation import Simulation
-from attnc.runtime.report.chart_svg import figure, label
-from attnc.runtime.report.markup import Markup, element, px
-from attnc.runtime.report.slider_frame import SliderFrame
+from attnc.runtime.report.chart_svg import figure, hatch, label
+from attnc.runtime.report.markup import Markup, SliderFrame, element, px
 
 WIDTH, HEIGHT = 520, 404
 LEFT, TOP, RIGHT, BOTTOM = 66, 34, 512, 318
 MOST_BARS = 64
 NO_LOADS = "The work of single slots is not simulated for this call."
 
-_HATCH = element(
-    "pattern",
-    element("path", class_="idle-stroke", d="M0 0V6", stroke_width=2),
-    id="report-idle",
-    width=6,
-    height=6,
-    patternUnits="userSpaceOnUse",
-    patternTransform="rotate(45)",
-)
+_HATCH = hatch("report-idle", 6, element("path", class_="idle-stroke", d="M0 0V6", stroke_width=2))
 
 
 def busiest(loads: tuple[float, ...]) -> tuple[float, ...]:

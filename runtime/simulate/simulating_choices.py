@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,7 @@ from attnc.compiler.kernels.selected.selected_kernels import tiles_of
 from attnc.compiler.kernels.selected.selected_problem import SelectedProblem, columns_for
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.compiler.passes.attentions import (
-    alone,
-    choosing,
-    content_masks,
-    content_masks_of_selection,
-    might_hold,
-)
+from attnc.compiler.passes.attentions import alone, choosing, content_masks, content_masks_of_selection, might_hold
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.cpu_plan import Plan, TileCounts, joined
 from attnc.compiler.planning.selected_keys import BlockKeys, SelectedKeys, find_places, single_keys
@@ -33,27 +27,19 @@ from attnc.compiler.simulation.cpu_choices import Deciding, SelectionWork
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
 from attnc.compiler.simulation.expected_choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.gpu_choices import GpuWork, ListedWork, repeated, simulate_gpu_choices
-from attnc.compiler.simulation.gpu_clocks import (
-    Kernel,
-)
+from attnc.compiler.simulation.gpu_clocks import Kernel
 from attnc.compiler.simulation.gpu_ladder import simulate_gpu
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.runtime.call.call_errors import UnsupportedError
-from attnc.runtime.call.call_shapes import (
-    TensorSizes,
-    missing,
-    number,
-    shape_of_call,
-)
+from attnc.runtime.call.call_shapes import TensorSizes, missing, number, shape_of_call
 from attnc.runtime.executors.selections.counted import besides, deciding
 from attnc.runtime.executors.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.planning.call_relations import relations_of
 from attnc.runtime.planning.gather_choices import choice_of, tokens_of
-from attnc.runtime.simulate.simulating import Device, baseline_of
-from attnc.spec.program import Value
+from attnc.runtime.simulate.simulating import RequestedSimulation, baseline_of
 
 MOST_MEMBERS = 8
 """Maximum number of simulated members of a family of branches; they stand for the others."""
@@ -64,79 +50,65 @@ ASKED = LOOKUP + 1
 Open = Sequence[tuple[ir.Attend, Relations]]
 
 
-def simulated_choices(
-    pattern: ir.Pattern,
-    params: Mapping[str, Value],
-    open_relations: Open,
-    plan: Callable[[], Plan],
-    sizes: TensorSizes,
-    inputs: Mapping[str, object],
-    device: Device,
-    stage: Pass,
-    baseline: Baseline | None,
-) -> Simulation:
-    """Simulate a pattern that selects; `open_relations` and `plan` take everything that may be selected as visible.
+def simulated_choices(request: RequestedSimulation, open_relations: Open) -> Simulation:
+    """Simulate a pattern that selects; `open_relations` and the plan take everything that may be selected as visible.
 
     Raises UnsupportedError for patterns that cannot be simulated, ArgumentTypeError for a missing input, MachineError,
     EvaluationError.
     """
+    pattern, device = request.pattern, request.device
     open_relations, stands_for = _some_members(open_relations)
-    problem = problem_of([relations for _, relations in open_relations], pattern.name, params, sizes.n_k)
-    baseline = baseline_of(problem, baseline)
+    problem = request.problem([relations for _, relations in open_relations])
+    baseline = baseline_of(problem, request.baseline)
     works: dict[str, _SelectingAttention] = {}
     worked_out: set[str] = set()
-    at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE
     for node in pattern.nodes:
         if isinstance(device, CpuMachine):
             _check_rows(pattern, node)
         if content_masks([node.visible]) & {item.given for item in pattern.selections}:
-            works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, worked_out, at_once)
+            works[node.name] = _attention(request, node, open_relations, stands_for, worked_out)
     if isinstance(device, Machine):
-        simulation = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
+        simulation = _on_gpu(request, device, problem, baseline, works, open_relations, stands_for)
     else:
-        simulation = _on_cpu(problem, works, pattern, plan(), sizes, inputs, device, stage, baseline)
+        simulation = _on_cpu(request, device, problem, baseline, works)
     return replace(simulation, notes=(*simulation.notes, *_notes(works)), estimated=True)
 
 
 def _on_cpu(
-    problem: SimulatedCall,
-    works: Mapping[str, _SelectingAttention],
-    pattern: ir.Pattern,
-    plan: Plan,
-    sizes: TensorSizes,
-    inputs: Mapping[str, object],
+    request: RequestedSimulation,
     cpu: CpuMachine,
-    stage: Pass,
+    problem: SimulatedCall,
     baseline: Baseline,
+    works: Mapping[str, _SelectingAttention],
 ) -> Simulation:
     from attnc.runtime.executors.selections.listed import blocks_of  # only for simulations
 
+    pattern, plan, sizes = request.pattern, request.plan(), request.sizes
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
     plans = []
     for node, (name, branch_plan) in zip(pattern.nodes, branches, strict=True):
         selecting = works.get(name)
         if selecting is not None and not selecting.places:
-            blocks = blocks_of(alone(pattern, node), sizes, inputs)
+            blocks = blocks_of(alone(pattern, node), sizes, request.inputs)
             plans.append((name, replace(blocks, visible=selecting.work.visible)))
         else:
             plans.append((name, branch_plan if selecting is None else _counted(branch_plan, selecting.work)))
     whole = joined(plans) if plan.branches else plans[0][1]
     nodes = max(sum(1 for _ in walk(node.visible)) for node in pattern.nodes)
     chosen = tuple(branch_plan.work for branch_plan in works.values())
-    return simulate_cpu(problem, whole, cpu, nodes, stage, baseline, chosen, besides(pattern, sizes))
+    return simulate_cpu(problem, whole, cpu, nodes, request.stage, baseline, chosen, besides(pattern, sizes))
 
 
 def _on_gpu(
+    request: RequestedSimulation,
+    machine: Machine,
     problem: SimulatedCall,
+    baseline: Baseline,
     works: Mapping[str, _SelectingAttention],
     open_relations: Open,
     stands_for: Mapping[str, float],
-    params: Mapping[str, Value],
-    sizes: TensorSizes,
-    machine: Machine,
-    stage: Pass,
-    baseline: Baseline,
 ) -> Simulation:
+    sizes, stage = request.sizes, request.stage
     target = TARGETS.get(machine.architecture)
     if target is None:
         raise UnsupportedError(
@@ -154,7 +126,7 @@ def _on_gpu(
     for node, relations in open_relations:
         branch = works.get(_family(node))
         if branch is None or not branch.places:
-            whole = problem_of([relations], node.name, params, sizes.n_k)
+            whole = request.problem([relations], node.name)
             simulation = (
                 simulate_gpu(whole, machine, stage) if branch is None else _scattered(whole, branch, machine, stage)
             )
@@ -208,20 +180,18 @@ class _SelectingAttention:
 
 
 def _attention(
-    pattern: ir.Pattern,
+    request: RequestedSimulation,
     node: ir.Attend,
     open_relations: Open,
     stands_for: Mapping[str, float],
-    sizes: TensorSizes,
-    inputs: Mapping[str, object],
     known: set[str],
-    at_once: int,
 ) -> _SelectingAttention:
     """Return the work of an attention to selected keys.
 
-    `known`: selections that an earlier attention has computed; this function adds to it. `at_once`: the number of
-    scores of a block of rows.
+    `known`: selections that an earlier attention has computed; this function adds to it.
     """
+    pattern, sizes = request.pattern, request.sizes
+    at_once = ON_DEVICE if isinstance(request.device, Machine) else AT_ONCE
     named = {name: size for _, relations in open_relations for name, size in relations.sizes.values.items()}
     of_rows = _selects_by_row(pattern, node)
     items = [item for item in pattern.selections if item.given in content_masks([node.visible])]
@@ -243,7 +213,7 @@ def _attention(
         matrices = max(sizes.batch * sizes.heads, 1)
         expected = all_taken(_may_be_chosen(pattern, node, open_relations, stands_for, sizes) // matrices)
     else:
-        places, taking = _taken(pattern, places_or_keys, item, sizes, inputs, named)
+        places, taking = _taken(request, places_or_keys, item, named)
         counted = taking.kept is not None
         expected = expected_choice(places, taking, sizes.n_q, sizes.n_k)
     largest = int(expected.keys.max(initial=0))
@@ -280,17 +250,13 @@ def _some_members(open_relations: Open) -> tuple[Open, Mapping[str, float]]:
 
 
 def _taken(
-    pattern: ir.Pattern,
-    choice: SelectedKeys,
-    item: ir.Selection,
-    sizes: TensorSizes,
-    inputs: Mapping[str, object],
-    named: Mapping[str, int],
+    request: RequestedSimulation, choice: SelectedKeys, item: ir.Selection, named: Mapping[str, int]
 ) -> tuple[BlockKeys, Taking]:
     """Return the positions of the selected blocks, and which of them a row may select."""
+    pattern, sizes = request.pattern, request.sizes
     pattern_of_choice = checked(replace(choosing(pattern, item), tensors=pattern.tensors))
     relations = relations_of(
-        pattern_of_choice, replace(shape_of_call(pattern_of_choice, sizes, inputs), n_k=sizes.n_k, shift=None)
+        pattern_of_choice, replace(shape_of_call(pattern_of_choice, sizes, request.inputs), n_k=sizes.n_k, shift=None)
     )
     _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)
@@ -364,6 +330,3 @@ def _notes(works: Mapping[str, _SelectingAttention]) -> list[str]:
             why = f"every place that `{selecting.item.name}` may select is assumed to be equally likely"
         notes.append(f"{why}; {work.visible:,} pairs of `{name}` are expected, {work.most:,} at most")
     return notes
-
-
-__all__ = ["simulated_choices"]

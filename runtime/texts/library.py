@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 
 from attnc.runtime.call.call_errors import ArgumentTypeError, PatternNotFoundError
+from attnc.spec.load import load_program
+from attnc.spec.program import Program
 from attnc.spec.reading.source_text import decode
 from attnc.spec.source import SourceFile
 from attnc.spec.suggest import did_you_mean
@@ -49,6 +51,16 @@ def find(spec: str | PathLike[str]) -> PatternText:
     if spec.endswith(".attn"):
         return _file(Path(spec), None)
     return _library(spec)
+
+
+def load(spec: str | PathLike[str]) -> tuple[Program, dict[str, SourceFile]]:
+    """Return the checked program that a spec names, and the modules that it uses.
+
+    Raises SpecError, and the errors of `find`.
+    """
+    text = find(spec)
+    loader = ModuleLoader(text.folder)
+    return load_program(text.source, loader, text.name), loader.given
 
 
 def _file(path: Path, name: str | None) -> PatternText:

@@ -140,7 +140,7 @@ def _compiled(calls: AheadCalls) -> Iterator[AheadKernel]:
 def _compile(source: Any, arguments: Sequence[object]) -> AheadKernel:
     from triton.runtime.cache import _base32  # optional
 
-    from attnc.runtime.executors.triton.kernel_modules import function_of  # only in the process that compiles
+    from attnc.runtime.executors.triton.launch import function_of  # only in the process that compiles
 
     kernel = function_of(source).warmup(*arguments, grid=(1, 1), **source.options)
     shared, key = int(kernel.metadata.shared), _base32(kernel.hash)

@@ -162,6 +162,3 @@ def _write(path: Path, data: bytes) -> None:
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(path, data, prefix=".tmp-")
-
-
-__all__ = ["Manifest", "load_binaries", "pack"]

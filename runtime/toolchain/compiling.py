@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import IO, Any
 
 from attnc.compiler.kernels.kernel_source import KernelSource
-from attnc.runtime.executors.triton.kernel_modules import function_of
+from attnc.runtime.executors.triton.launch import function_of
 from attnc.runtime.toolchain.machine_code import MachineCode, read_amd, read_nvidia
 
 LONGEST = 300.0

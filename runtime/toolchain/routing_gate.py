@@ -15,7 +15,7 @@ from attnc.compiler.kernels.tiled_kernel import CAREFUL
 from attnc.runtime.api.attention import Attention, compile_attention
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
-from attnc.runtime.executors.triton.started import started
+from attnc.runtime.executors.triton.launch import started
 from attnc.runtime.toolchain import kernel_gate, selected_gate
 from attnc.runtime.toolchain.compiling import Outcome
 from attnc.runtime.toolchain.kernel_gate import GateCase

@@ -14,9 +14,8 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.passes.attentions import alone
 from attnc.compiler.passes.last_rows import OtherRowsError, last_rows
-from attnc.runtime.texts.library import ModuleLoader, find, pattern_names
+from attnc.runtime.texts.library import find, load, pattern_names
 from attnc.runtime.toolchain.kernel_gate import GateCase
-from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
@@ -57,14 +56,8 @@ class PatternRequest:
 
     def pattern(self) -> Pattern:
         """Load and lower the pattern. Raises PatternNotFoundError, SpecError."""
-        library_entry = find(self.name)
-        return lower(
-            bind(
-                load_program(library_entry.source, ModuleLoader(library_entry.folder), library_entry.name),
-                self.values,
-                None,
-            )
-        )
+        program, _ = load(self.name)
+        return lower(bind(program, self.values))
 
 
 SELECTION = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -22,21 +22,14 @@ from attnc.compiler.planning.schedule import CoverChoice, choose
 from attnc.compiler.planning.schedule import CoverProblem as Covering
 from attnc.compiler.simulation.candidates import ScheduleCandidates, ScheduleRequest
 from attnc.compiler.simulation.cpu_ladder import CpuMachine, simulate_cpu
-from attnc.compiler.simulation.gpu_clocks import (
-    Kernel,
-)
+from attnc.compiler.simulation.gpu_clocks import Kernel
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.simulated_call import SimulatedCall, problem_of
+from attnc.compiler.simulation.simulated_call import problem_of
 from attnc.compiler.simulation.simulation import Pass
 from attnc.runtime.call.device_targets import target_of
 from attnc.runtime.call.tensor_checks import call_shape
 from attnc.runtime.choices.records import MODEL
-from attnc.runtime.choices.tile_candidates import (
-    STAGES,
-    allowed_shapes,
-    knob_of,
-    machine_of,
-)
+from attnc.runtime.choices.tile_candidates import STAGES, allowed_shapes, knob_of, machine_of
 from attnc.runtime.executors.cpu.cpu_plans import by_option
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.planning import stored_rates
@@ -85,7 +78,6 @@ def _piece_knob(planner: Planner, request: TuneRequest, until: float) -> Knob:
 
     rates = stored_rates.rates()
     model_plan = build_plan(relations, first, rates)
-    predict = _Prediction(relations, request)
     plans = {MODEL: model_plan}
     for recipe in _ranked(coverings, until):
         if len(plans) > 2 * FIRST or time.perf_counter() >= until:
@@ -93,7 +85,7 @@ def _piece_knob(planner: Planner, request: TuneRequest, until: float) -> Knob:
         plan = build_plan(relations, by_option(str(recipe)), rates)
         if not any(_are_equal(plan, other) for other in plans.values()):
             plans[str(recipe)] = plan
-    times = {name: predict.ms(plan) for name, plan in plans.items()}
+    times = dict(zip(plans, _predicted_ms(relations, request, plans.values()), strict=True))
     worth = [name for name in plans if name != MODEL and times[name] <= HOPELESS * times[MODEL]]
     others = sorted(worth, key=lambda name: times[name])
     return Knob(planner.knob, {name: times[name] for name in [MODEL, *others[: FIRST - 1]]})
@@ -122,21 +114,14 @@ def _are_equal(a: Plan, b: Plan) -> bool:
     return a.groups == b.groups and [m.shape for m in a.masks] == [m.shape for m in b.masks]
 
 
-class _Prediction:
-    """Predictions of the simulator for plans of one call."""
-
-    def __init__(self, relations: Relations, request: TuneRequest) -> None:
-        cpu = find_device("cpu")
-        assert isinstance(cpu, CpuMachine)
-        self._cpu = cpu
-        self._request = request
-        self._problem: SimulatedCall = problem_of([relations], relations.pattern.name, {}, request.sizes.n_k)
-        self._nodes = sum(1 for _ in walk(relations.pattern.attend.visible))
-
-    def ms(self, plan: Plan) -> float:
-        """Return the predicted milliseconds of the measured passes."""
-        passes: tuple[Pass, ...] = ("forward", "backward") if self._request.stage == "training" else ("forward",)
-        return sum(simulate_cpu(self._problem, plan, self._cpu, self._nodes, pass_).predicted_ms for pass_ in passes)
+def _predicted_ms(relations: Relations, request: TuneRequest, plans: Iterable[Plan]) -> list[float]:
+    """Return the predicted milliseconds of the measured passes, by plan."""
+    cpu = find_device("cpu")
+    assert isinstance(cpu, CpuMachine)
+    problem = problem_of([relations], relations.pattern.name, {}, request.sizes.n_k)
+    nodes = sum(1 for _ in walk(relations.pattern.attend.visible))
+    passes: tuple[Pass, ...] = ("forward", "backward") if request.stage == "training" else ("forward",)
+    return [sum(simulate_cpu(problem, plan, cpu, nodes, pass_).predicted_ms for pass_ in passes) for plan in plans]
 
 
 # --- tiles of kernels ------------------------------------------------------------------------------------------------

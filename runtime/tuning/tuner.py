@@ -23,12 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from attnc.runtime.call.tensor_checks import check_tensors
 from attnc.runtime.choices.choice_keys import Executor, bucket_of
 from attnc.runtime.choices.choice_source import Choices
-from attnc.runtime.choices.records import (
-    MODEL,
-    KnobTrial,
-    Record,
-    Stage,
-)
+from attnc.runtime.choices.records import MODEL, KnobTrial, Record, Stage
 from attnc.runtime.choices.tuned import MEASURING, Tuned
 from attnc.runtime.disk.store import store
 from attnc.runtime.planning.plans import Planner
@@ -216,8 +211,8 @@ def _measured(
         if knob_seconds <= 0:
             break
         runs = {name: partial(run, tuple(sorted({**chosen, knob.name: name}.items()))) for name in knob.options}
-        warm, end = _Warm(call.name, knob, model_results), time.perf_counter() + knob_seconds
-        samples = compared(runs, clock, end, warm.agrees, partial(_tell, report, knob))
+        agrees, end = partial(_agrees, f"`{call.name}`, {knob.name}", model_results), time.perf_counter() + knob_seconds
+        samples = compared(runs, clock, end, agrees, partial(_tell, report, knob))
         measured = {name: times for name, times in samples.items() if name == MODEL or len(times) >= LOOKED_AT}
         decided = len(samples.get(MODEL, ())) >= LEAST or time.perf_counter() < end  # all others are far behind
         if decided and len(measured) > 1:
@@ -230,29 +225,20 @@ def _tell(report: Report, knob: Knob, text: str) -> None:
     report(f"{knob.name}: {text}" if knob.name else text)
 
 
-@dataclass(frozen=True)
-class _Warm:
-    """First runs of options, compared with the results of the model's choice."""
-
-    pattern: str
-    knob: Knob
-    wanted: Results
-
-    def agrees(self, name: str, run: Callable[[], object]) -> bool:
-        """Check that an option runs, and gives the results of the model's choice."""
-        option = f"`{self.pattern}`, {self.knob.name} {name}"
-        try:
-            results = run()
-            assert isinstance(results, tuple)
-            if name == MODEL or all(_close(a, b) for a, b in zip(results, self.wanted, strict=True)):
-                return True
-        except Exception as error:  # any error of a kernel compiler: the option is not available
-            if name == MODEL:
-                raise
-            _log.info("%s does not run here: %s", option, error)
-            return False
-        _log.warning("%s gives other results than the model's choice and is not used; please report it", option)
+def _agrees(knob: str, model_results: Results, name: str, run: Callable[[], object]) -> bool:
+    """Check that an option runs, and gives the results of the model's choice; `knob`: of a pattern, for messages."""
+    try:
+        results = run()
+        assert isinstance(results, tuple)
+        if name == MODEL or all(_close(a, b) for a, b in zip(results, model_results, strict=True)):
+            return True
+    except Exception as error:  # any error of a kernel compiler: the option is not available
+        if name == MODEL:
+            raise
+        _log.info("%s %s does not run here: %s", knob, name, error)
         return False
+    _log.warning("%s %s gives other results than the model's choice and is not used; please report it", knob, name)
+    return False
 
 
 def _close(a: Tensor | None, b: Tensor | None) -> bool:

@@ -8,7 +8,7 @@ largest element, for results so small or few that one rounding decides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +57,6 @@ class Probe:
     grad_lse: Tensor | None
     dense: Run | None = None
     has_parts: bool = False
-
-    @property
-    def seen(self) -> Tensor:
-        """The mask of rows that see a key, (B, Hq, Nq)."""
-        return self.mask.any(-1)
 
 
 def compare(run: Run, probe: Probe) -> tuple[Error, ...]:
@@ -130,14 +125,8 @@ def _explicit(mask: Tensor) -> Run:
 
 def _fused_errors(probe: Probe) -> list[float]:
     """Return the errors of torch's fused attention; it has no LSE, so its gradients are of a loss on out alone."""
-    bare = Probe(
-        probe.q,
-        probe.k,
-        probe.v,
-        probe.mask | ~probe.seen[..., None],
-        probe.grad_out * probe.seen[..., None],
-        None,
-    )
+    seen = probe.mask.any(-1, keepdim=True)
+    bare = replace(probe, mask=probe.mask | ~seen, grad_out=probe.grad_out * seen, grad_lse=None)
     truth = _results(_explicit(bare.mask), bare, torch.float64)
     fused = _results(_fused(bare.mask), bare, probe.q.dtype)
     return [0.0 if name == "lse" else _distance(a, b) for name, a, b in zip(TENSORS, fused, truth, strict=True)]

@@ -78,7 +78,8 @@ class Bounds:
         self._meanings = Meanings(bound.program, bound.values)
         self._units = {unit.binder: unit.value for unit in _units(bound.program)}
         self._numbered = {item.binder: item for item in _ranges(bound.program)}
-        self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
+        lists = {p.name: bound.values[p.name] for p in bound.program.parameters if p.per_head}
+        self._per_head = {name for name, x in lists.items() if isinstance(x, tuple) and len(set(x)) > 1}
 
     def truth(self, node: Expr, scope: BoundScope) -> bool | None:
         """Return the value of a condition if it is the same for every pair, else None."""
@@ -362,11 +363,6 @@ def is_condition(node: Expr) -> bool:
     if isinstance(node, program.SelectedTest | program.InUnit | program.InSegment):
         return True
     return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *COMPARISONS)
-
-
-def _differs(value: Value) -> bool:
-    """Whether a parameter is a list with different entries for different heads."""
-    return isinstance(value, tuple) and len(set(value)) > 1
 
 
 def _floored(value: Number, divisor: Fraction) -> Number:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from zlib import crc32
 
 import torch
@@ -15,6 +16,8 @@ from attnc.compiler.comparison.equality import Difference
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.call.example_inputs import example_inputs
 from attnc.spec.errors import EvaluationError, SpecError
+
+D = TypeVar("D")
 
 WIDTH = 8
 """The dk and dv of drawn calls."""
@@ -45,58 +48,42 @@ class CallDifference:
     error: float
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Result of drawn calls of `length` tokens; `difference` is None where all results are equal."""
-
-    length: int
-    difference: CallDifference | None
-
-
 def compare_calls(
     one: Attention, other: Attention, lengths: Iterable[int], heads: int, groups: Sequence[int]
-) -> Compared | None:
+) -> tuple[int, CallDifference | None] | None:
     """Compare results at the first of `lengths` that both patterns allow; None where they allow none.
 
-    Raises ArgumentError where an input has no example, and the errors of the calls.
+    Returns that length, and the difference or, where all results are equal, None. Raises ArgumentError where an input
+    has no example, and the errors of the calls.
     """
-    for n in lengths:
-        for group in groups:
-            try:
-                difference = _difference(one, other, n, heads, group)
-            except (SpecError, EvaluationError) as error:
-                if not {d.code for d in error.diagnostics} <= _REFUSED:
-                    raise
-                break
-            if difference is not None:
-                return Compared(n, difference)
-        else:
-            return Compared(n, None)
-    return None
+    return _first_allowed(lengths, groups, partial(_difference, one, other, heads))
 
 
 def compare_masks(
     one: Attention, other: Attention, lengths: Iterable[int], heads: int, groups: Sequence[int]
 ) -> tuple[int, Witness | None] | None:
-    """Compare visible pairs for drawn inputs at the first of `lengths` that both patterns allow; None if none is.
+    """Compare visible pairs for drawn inputs as `compare_calls` compares results.
 
     Raises ArgumentError where an input has no example, and the errors of `Attention.mask`.
     """
+    return _first_allowed(lengths, groups, partial(_mask_difference, one, other, heads))
+
+
+def _first_allowed(
+    lengths: Iterable[int], groups: Sequence[int], compare: Callable[[int, int], D | None]
+) -> tuple[int, D | None] | None:
+    """Return the first length that `require` allows, with a difference in any of the groups."""
     for n in lengths:
         try:
-            for group in groups:
-                witness = _mask_difference(one, other, n, heads, group)
-                if witness is not None:
-                    return n, witness
+            differences = (compare(n, group) for group in groups)
+            return n, next((difference for difference in differences if difference is not None), None)
         except (SpecError, EvaluationError) as error:
             if not {d.code for d in error.diagnostics} <= _REFUSED:
                 raise
-            continue
-        return n, None
     return None
 
 
-def _mask_difference(one: Attention, other: Attention, n: int, heads: int, group: int) -> Witness | None:
+def _mask_difference(one: Attention, other: Attention, heads: int, n: int, group: int) -> Witness | None:
     counts: dict[str, Any] = {"heads": heads, "kv_heads": heads // group}
     inputs_of_patterns: list[dict[str, Any]] = []
     for pattern in (one, other):
@@ -113,7 +100,7 @@ def _mask_difference(one: Attention, other: Attention, n: int, heads: int, group
     return None
 
 
-def _difference(one: Attention, other: Attention, n: int, heads: int, group: int) -> CallDifference | None:
+def _difference(one: Attention, other: Attention, heads: int, n: int, group: int) -> CallDifference | None:
     kv_heads = heads // group
     bounded = any(p.is_recurrence or p.pattern.stateful for p in (one, other))  # so that states stay small
     q, k, v = _vectors(n, heads, kv_heads, of_length_1=bounded)

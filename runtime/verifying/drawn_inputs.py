@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.runtime.call.example_inputs import Example, example_inputs
 from attnc.runtime.verifying.call_cases import CallCase, every_expression
-from attnc.runtime.verifying.compared import input_values
+from attnc.runtime.verifying.condition_lines import input_values
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import EvaluationFrame, Meanings
@@ -44,7 +44,7 @@ def draw(bound: BoundProgram, case: CallCase) -> dict[str, Example]:
             examples[item.name] = _at_constants(bound, item, sizes, values)
         elif item in constants and item.type.kind == "int":
             boundary = case.n_k * (constants.index(item) + 1) // (len(constants) + 3)
-            examples[item.name] = _filled(item, sizes, boundary)
+            examples[item.name] = _example(torch.full(_shape(None, item, sizes), boundary), str(boundary))
         elif item in constants:
             examples[item.name] = _alternating(item, sizes)
         elif _is_cluster(bound, item):
@@ -83,8 +83,9 @@ def _own_sizes(bound: BoundProgram, case: CallCase, call_sizes: dict[str, int]) 
     lengths |= {"group": case.heads // case.kv_heads} | call_sizes
     result = dict.fromkeys(input_dims, max(case.own_size or SMALL, 1))
     result |= dict.fromkeys(input_dims & _computed_dims(bound), max(case.n_k, 1))
+    required = [item.condition for item in bound.program.requirements if item.stage == "call"]
     for name in sorted(input_dims):
-        conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
+        conditions = [line for line in required if any(isinstance(x, Size) and x.name == name for x in below([line]))]
         if conditions:
             others = dict.fromkeys(input_dims - {name}, _UNBOUNDED)
             result[name] = _smallest_allowed(bound, name, conditions, {**lengths, **others}, case)
@@ -103,14 +104,6 @@ def _computed_dims(bound: BoundProgram) -> set[str]:
                 if isinstance(dim, str) and not isinstance(index, Local)
             }
     return result
-
-
-def _conditions(bound: BoundProgram) -> Iterator[Expr]:
-    yield from (item.condition for item in bound.program.requirements if item.stage == "call")
-
-
-def _sizes_in(line: Expr) -> set[str]:
-    return {node.name for node in below([line]) if isinstance(node, Size)}
 
 
 def _smallest_allowed(
@@ -187,10 +180,6 @@ def _shape(bound: BoundProgram | None, item: Input, sizes: Mapping[str, int]) ->
             assert isinstance(value, int)
             shape.append(value)
     return shape
-
-
-def _filled(item: Input, sizes: Mapping[str, int], value: int) -> Example:
-    return _example(torch.full(_shape(None, item, sizes), value), str(value))
 
 
 def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:

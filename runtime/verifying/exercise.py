@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -23,14 +23,16 @@ from attnc.runtime.verifying.call_cases import (
     with_heads,
 )
 from attnc.runtime.verifying.clauses import ExercisedClause, WatchedEvaluator, clauses_of
-from attnc.runtime.verifying.compared import (
+from attnc.runtime.verifying.condition_lines import (
     compared_heads,
+    constants,
     heads_needed,
     input_values,
     lines_of,
     reads_heads,
+    relation_lines,
+    step_lines,
 )
-from attnc.runtime.verifying.condition_lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.drawn_inputs import draw, is_constant, takes_constants
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.scaled_parameters import ScaledChoice, counts, scaled
@@ -136,7 +138,8 @@ class Search:
             self._look_longer(choice)
             if self.best is not None and self.best.is_complete:
                 return self.best
-        for candidate in self._choices(choice):
+        smaller = scaled(choice, self.fixed) if self.wishes.length is None or choice.how else ()
+        for candidate in chain((choice,), smaller):
             for case in cases(candidate, self.wishes, is_own=candidate is choice):
                 if self.looks >= LOOKS:
                     return self.best
@@ -161,11 +164,6 @@ class Search:
             case = with_heads(candidate.bound, CallCase(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
             if self._is_enough(candidate, case):
                 return
-
-    def _choices(self, choice: ScaledChoice) -> Iterator[ScaledChoice]:
-        yield choice
-        if self.wishes.length is None or choice.how:
-            yield from scaled(choice, self.fixed)
 
     def _look(self, choice: ScaledChoice, case: CallCase) -> Look | None:
         self.tell(f"choosing a call: length {case.lengths}")
@@ -195,12 +193,16 @@ def decided(bound: BoundProgram) -> frozenset[tuple[str, str]]:
 def cases(choice: ScaledChoice, request: ShapeRequest, *, is_own: bool) -> Iterator[CallCase]:
     """Yield the calls to try, short calls first; `is_own`: the parameters are the requested ones."""
     bound = choice.bound
-    batch = 2 if _has_flags(bound) else 1
+    flags = {"batch", "head", "kv_head"}
+    has_flags = any(i.type.kind == "bool" and set(i.type.dims) <= flags for i in bound.program.inputs)
+    batch = 2 if has_flags else 1
     needs_more = _needs_more_queries(bound)
+    by_heads = any(map(reads_heads, below(lines_of(bound))))
     for n in lengths(bound, request, is_own=is_own):
         case = with_heads(bound, CallCase(n, n, batch, 2, 1, 4, 4), request)
         shapes = [case]
-        if request.heads is None and request.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
+        # some clauses compare heads beyond a power of two only
+        if request.heads is None and request.kv_heads is None and by_heads and head_count(bound) is None:
             shapes += [replace(case, heads=3), *_many_heads_case(bound, case)]
         yield from shapes
         values = [input_values(bound, i) for i in bound.program.inputs if takes_constants(bound, i)]
@@ -220,11 +222,6 @@ def _needs_more_queries(bound: BoundProgram) -> bool:
     return len(few) != len(more) or any(bool(a.reason) != bool(b.reason) for a, b in zip(few, more, strict=True))
 
 
-def _reads_heads(bound: BoundProgram) -> bool:
-    """Whether a clause reads the head index or the number of heads; some compare heads beyond a power of two only."""
-    return any(reads_heads(node) for node in below(lines_of(bound)))
-
-
 def _many_heads_case(bound: BoundProgram, case: CallCase) -> list[CallCase]:
     """Return a call with heads on both sides of the constants in clauses, if three heads are too few."""
     heads, kv_heads = heads_needed(bound)
@@ -239,12 +236,6 @@ def _batch_of(bound: BoundProgram, least: int) -> int:
         i for i in bound.program.inputs if is_constant(i) and "batch" in i.type.dims and takes_constants(bound, i)
     ]
     return min(max((len(input_values(bound, item)) for item in constant_inputs), default=least) or least, MOST_ENTRIES)
-
-
-def _has_flags(bound: BoundProgram) -> bool:
-    """Whether an input gives a truth value to each batch entry."""
-    inputs = bound.program.inputs
-    return any(i.type.kind == "bool" and set(i.type.dims) <= {"batch", "head", "kv_head"} for i in inputs)
 
 
 def lengths(bound: BoundProgram, request: ShapeRequest, *, is_own: bool) -> list[int]:

@@ -38,7 +38,7 @@ from attnc.runtime.call.lengths import fixed_and_row
 from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 
 if TYPE_CHECKING:
-    from attnc.runtime.verifying.drawn_calls import CallDifference, Compared
+    from attnc.runtime.verifying.drawn_calls import CallDifference
 
 HEADS = 8
 """Number of heads where neither the parameters nor the caller give one."""
@@ -148,13 +148,13 @@ class _Judge:
         """The comparison of the visible pairs; None where they depend on more than positions and heads."""
         if all(self._same(part) for part in ("relation", "branches", "states", "selections")) and self._why is not None:
             return ComparisonAnswer(None, ONE_FORM)
-        relations = [_relation(p) for p in self.patterns]
-        if self._why is not None or None in relations:
-            return None
-        first, second = relations
-        assert first is not None
-        assert second is not None
-        return self._compared(first, second)
+        return None if self._relations is None else self._compared(*self._relations)
+
+    @cached_property
+    def _relations(self) -> tuple[Index, Index] | None:
+        """The relations of both patterns; None where they cannot be compared for all lengths."""
+        first, second = (_relation(p) for p in self.patterns)
+        return None if self._why is not None or first is None or second is None else (first, second)
 
     def _compared(self, first: Index, second: Index) -> ComparisonAnswer:
         question = self._question(first, second)
@@ -193,11 +193,8 @@ class _Judge:
         if len(one) != len(other):
             return False
         pairs = [(of_tokens(a), of_tokens(b)) for a, b in zip(one, other, strict=True)]
-        return all(a is not None and b is not None and self._are_equal(a, b) for a, b in pairs)
-
-    def _are_equal(self, first: Index, second: Index) -> bool:
-        answer = self._compared(first, second)
-        return answer.witness is None and answer.up_to is None
+        answers = (self._compared(a, b) if a is not None and b is not None else None for a, b in pairs)
+        return all(answer is not None and answer.witness is None and answer.up_to is None for answer in answers)
 
     @cached_property
     def _why(self) -> str | None:
@@ -239,20 +236,16 @@ class _Judge:
 
     def _by_borders(self) -> Sameness | None:
         """Return a verdict with a pair that a document border hides in one pattern only; None if none is found."""
-        relations = [_relation(p) for p in self.patterns]
-        if self._why is not None or None in relations or self._lengths != (None, None):
+        if self._relations is None or self._lengths != (None, None):
             return None
-        first, second = relations
-        assert first is not None
-        assert second is not None
-        question = self._question(first, second)
+        question = self._question(*self._relations)
         cut = [p.pattern.documents is not None for p in self.patterns]
         for n in range(2, BORDERS + 1):
             for head, group in question.allowed(n):
                 for border in sorted({1, n // 2}):
                     a, b = (
                         _mask(relation, n, border if is_cut else 0, head, question.heads, group)
-                        for relation, is_cut in zip((first, second), cut, strict=True)
+                        for relation, is_cut in zip(self._relations, cut, strict=True)
                     )
                     places = np.argwhere(a != b)
                     if len(places):
@@ -287,19 +280,17 @@ class _Judge:
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        drawn = self._drawn_calls(lengths) if lengths else None
-        if drawn is not None and drawn.difference is not None:
-            row = drawn.difference
+        drawn_length, row = (self._drawn_calls(lengths) if lengths else None) or (None, None)
+        if row is not None:
             return Sameness(False, proved, self.heads, compared, how, differs_in=differing, row=row)
         why = "no call is small enough to draw" if not lengths else "`require` refuses all drawn calls"
-        if drawn is not None:
-            why = f"results are equal in drawn calls of {drawn.length:,} tokens, which proves nothing about others"
+        if drawn_length is not None:
+            why = f"results are equal in drawn calls of {drawn_length:,} tokens, which proves nothing about others"
         if answer is None and self._why is not None:
             why = f"{self._why}; {why}"
-        up_to = None if drawn is None else drawn.length
-        return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
+        return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=drawn_length)
 
-    def _drawn_calls(self, lengths: Sequence[int]) -> Compared | None:
+    def _drawn_calls(self, lengths: Sequence[int]) -> tuple[int, CallDifference | None] | None:
         with needing_torch(f"comparing {self._names} by the results of drawn calls"):
             from attnc.runtime.verifying.drawn_calls import compare_calls  # needs torch, which may be missing
         one, other = (p._compiled for p in self.patterns)
@@ -326,7 +317,8 @@ class _Judge:
         if len(fixed) > 1:
             raise UnsupportedError(f"the patterns have different lengths: {' and '.join(map(str, fixed))} tokens")
         tried = fixed or range(1, LENGTHS * max(row for _, row in forms) + 1)
-        allowed = list(_allowed(tried, [form for form in forms if form[1]]))
+        grids = [form for form in forms if form[1]]
+        allowed = [n for n in tried if all(n > tokens and (n - tokens) % row == 0 for tokens, row in grids)]
         if not allowed:
             raise UnsupportedError("no number of tokens fills the grids of both patterns")
         return (allowed[0], None) if fixed else (None, allowed[:GRIDS])
@@ -340,10 +332,6 @@ def _drawing() -> Iterator[None]:
     except ArgumentError as error:
         reason, _, _ = str(error).partition(": give `")
         raise UnsupportedError(f"not decided, because no call can be drawn: {reason}") from error
-
-
-def _allowed(lengths: Sequence[int], grids: Sequence[tuple[int, int]]) -> Iterator[int]:
-    return (n for n in lengths if all(n > tokens and (n - tokens) % row == 0 for tokens, row in grids))
 
 
 def _groups(heads: int) -> tuple[int, ...]:

@@ -15,10 +15,13 @@ from attnc.runtime.api.attention import Attention
 from attnc.runtime.executors.registry import TABLE
 from attnc.runtime.verifying.accuracy import Error, Probe, compare
 from attnc.runtime.verifying.call_cases import CallCase, has_state, loops
+from attnc.runtime.verifying.clauses import ExercisedClause
+from attnc.runtime.verifying.condition_lines import MOST_HEADS, constants, heads_needed, reads_heads
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
-from attnc.runtime.verifying.remedies import remedy
+from attnc.spec.checks.measure import below, inputs_read
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.program import BoundProgram, Coordinate, ParameterRead, PositionRead
 
 DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes of the cpu executor's calls, unless the user names one."""
@@ -312,3 +315,41 @@ def _note_difference(verdict: Verdict, case: CallCase, name: str, expected: Tens
     error = float(torch.where(expected == actual, 0, (expected - actual).abs()).max()) if actual.numel() else 0.0
     if not error <= SCORE_TOLERANCE:
         verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")
+
+
+# --- remedies --------------------------------------------------------------------------------------------------------
+
+
+def remedy(look: Look, clause: ExercisedClause | None = None) -> str:
+    """Return the options that may exercise a clause, or all options if it has none; empty without clauses."""
+    bound = look.choice.bound
+    if not look.clauses:
+        return ""
+    nodes = [] if clause is None or clause.node is None else list(below([clause.node]))
+    options = [
+        *(["smaller parameters with -p"] if any(isinstance(node, ParameterRead) for node in nodes) else []),
+        *([_heads_option(look)] if any(map(reads_heads, nodes)) else []),
+        *([_length_option(look)] if any(isinstance(node, PositionRead | Coordinate) for node in nodes) else []),
+    ]
+    names = sorted(item.name for item in inputs_read(nodes))
+    if names:
+        listed = " and ".join(f"`{name}`" for name in names)
+        return f"; no example of {listed} exercises it: compare a call of your own with `.reference`"
+    return "; use " + ", or ".join(options or _all_options(bound))
+
+
+def _all_options(bound: BoundProgram) -> list[str]:
+    counts = any(p.type.kind == "int" for p in bound.program.parameters)
+    return [*(["smaller parameters with -p"] if counts else []), "another --len"]
+
+
+def _heads_option(look: Look) -> str:
+    """Return another number of heads: the number that constants need, if the call has fewer."""
+    needed = max(heads_needed(look.choice.bound, MOST_HEADS**2))
+    return f"--heads {needed}" if needed > look.case.heads else "another --heads"
+
+
+def _length_option(look: Look) -> str:
+    """Return another length: beyond the largest constant of the text, if the call is shorter."""
+    largest = max(constants(look.choice.bound.program), default=0)
+    return f"--len {largest + 2} or more" if largest + 2 > look.case.n_k else "another --len"

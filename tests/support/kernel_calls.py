@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.runtime.api.attention import Attention
-from attnc.runtime.executors.triton import kernel_modules, launch
+from attnc.runtime.executors.triton import launch
 
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
 """Allowed errors, relative to the largest true entry of a result or to 1, whichever is larger."""
@@ -36,7 +36,7 @@ def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
     def start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
         launches.append(Launch(source, tuple(arguments)))
         if run:
-            kernel_modules.function_of(source)[grid](*arguments, **source.options)
+            launch.function_of(source)[grid](*arguments, **source.options)
 
     with launch.started_by(start):
         yield launches

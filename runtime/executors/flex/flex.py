@@ -13,31 +13,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from attnc.compiler.analysis.live_tiles import LiveTiles, TileGrid, find_live_tiles
 from attnc.compiler.ir import VALUES, Apply, Element, FloatSelect, Index, Number, Pattern, Ratio, Value
 from attnc.compiler.ir.rewrite import replace_values
-from attnc.compiler.ir.value_nodes import (
-    apply,
-    dot,
-    element,
-    number,
-    rank,
-    vector,
-)
+from attnc.compiler.ir.value_nodes import apply, dot, element, number, rank, vector
 from attnc.compiler.ir.value_nodes import scale as factor
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
-from attnc.compiler.passes.pointwise import (
-    NotPointwiseError,
-    Pointwise,
-    pointwise,
-    pointwise_value,
-)
+from attnc.compiler.passes.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.executors.flex.torch_tape import (
-    SCORE,
-    MaskMod,
-    ScoreMod,
-    write_tape,
-)
+from attnc.runtime.executors.flex.torch_tape import SCORE, MaskMod, ScoreMod, write_mask_mod, write_score_mod
 from attnc.runtime.values.functions import FUNCTIONS
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2
@@ -51,7 +34,7 @@ def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str
 
     `documents` must have been removed from `pattern`. Raises UnsupportedError.
     """
-    return write_tape(_pointwise("mask_mod", pattern, shape), device).mask_mod()
+    return write_mask_mod(_pointwise("mask_mod", pattern, shape), device)
 
 
 def make_score_mod(
@@ -65,7 +48,7 @@ def make_score_mod(
     value = _score_value(pattern, scale)
     try:
         lengths = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
-        return write_tape(pointwise_value(pattern, shape, value, lengths), device, inputs).score_mod()
+        return write_score_mod(pointwise_value(pattern, shape, value, lengths), device, inputs)
     except NotPointwiseError as error:
         raise UnsupportedError(f"score_mod: `{pattern.name}` has {error}; call the pattern itself") from error
 
@@ -133,7 +116,7 @@ def make_block_mask(
         full_q_num_blocks=full_q[0],
         full_q_indices=full_q[1],
         BLOCK_SIZE=block,
-        mask_mod=write_tape(condition, device).mask_mod(),
+        mask_mod=write_mask_mod(condition, device),
     )
 
 

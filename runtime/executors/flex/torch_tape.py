@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, cast
 
@@ -43,138 +43,116 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 SCORE = intern(ir.Tensor("the score of flex_attention", "real", ()))
 """The tensor that represents the score argument of a score_mod."""
 
-_ARGUMENTS = ("batch", "head", "q", "k", "score")
+_ARGUMENTS = {"batch": "b", "head": "h", "q": "q_idx", "k": "kv_idx"}
+"""The arguments of a mask_mod by the variable that each holds."""
 
-_Slot = tuple[str, int]
-"""An "argument", "constant" or "step" with its index; positions on the tape are assigned at the end."""
+Operand = str | int | Tensor
+"""A name in the text of a function, a number, or a table."""
 
 
-@dataclass(frozen=True)
-class TorchTape:
-    """A list of operations; each takes results of earlier ones, the five arguments, or `constants`.
+def write_mask_mod(source: Pointwise, device: torch.device | str) -> MaskMod:
+    """Return a condition as a plain function, with its tables on a device."""
+    writer = _Writer(source, torch.device(device), {})
+    return cast("MaskMod", writer.function("mask_mod", "b, h, q_idx, kv_idx"))
+
+
+def write_score_mod(source: Pointwise, device: torch.device | str, inputs: Mapping[str, Tensor]) -> ScoreMod:
+    """Return a score that reads `inputs` as a plain function, with its tables on a device."""
+    writer = _Writer(source, torch.device(device), inputs)
+    return cast("ScoreMod", writer.function("score_mod", "score, b, h, q_idx, kv_idx"))
+
+
+class _Writer:
+    """The text of a function: a line for each operation, on results of earlier lines.
 
     Arithmetic is on int64. Operands that a condition does not need are computed too, with arbitrary but safe values: a
     division by 0 divides by 1, and an index outside a table reads its first or last entry.
     """
 
-    constants: tuple[int | Tensor, ...]
-    steps: tuple[tuple[Operation, tuple[int, ...]], ...]
-    result: int
+    def __init__(self, source: Pointwise, device: torch.device, inputs: Mapping[str, Tensor]) -> None:
+        self._source = source
+        self._device = device
+        self._inputs = inputs
+        self._lines = [f"{x} = {x}.to(int64)" for x in _ARGUMENTS.values()]
+        self._closed: dict[str, Operation | Tensor] = {}
+        self._operands: dict[Index, Operand] = {}
+        self._tables: dict[str, Tensor] = {}
 
-    def mask_mod(self) -> MaskMod:
-        """Return the tape of a condition as a plain function."""
-        return cast("MaskMod", self._function("mask_mod", "b, h, q_idx, kv_idx"))
-
-    def score_mod(self) -> ScoreMod:
-        """Return the tape of a score as a plain function."""
-        return cast("ScoreMod", self._function("score_mod", "score, b, h, q_idx, kv_idx"))
-
-    def _function(self, name: str, arguments: str) -> Operation:
+    def function(self, name: str, arguments: str) -> Operation:
         """Return a function with a code object of its own, in which numbers are literals.
 
         Numbers in a closure are inputs to torch.compile. The second mask that a process compiles has different numbers
         in the same cells, which then become symbols, and FlexAttention's CPU code does not compile with symbols.
         """
-        operations = list(dict.fromkeys(operation for operation, _ in self.steps))
-        tensors = [x for x in self.constants if isinstance(x, Tensor)]
-        for tensor in tensors:  # keeps the sizes of tables from becoming symbols
-            torch._dynamo.mark_static(tensor)
-        tensor_numbers = iter(range(len(tensors)))
-        operands = [*(f"x{i}" for i in range(4)), "score" if "score" in arguments else ""]
-        operands += [f"t{next(tensor_numbers)}" if isinstance(x, Tensor) else repr(x) for x in self.constants]
-        body = [f"x{i} = {x}.to(int64)" for i, x in enumerate(("b", "h", "q_idx", "kv_idx"))]
-        for operation, operand_slots in self.steps:
-            operands.append(f"x{len(operands)}")
-            call_arguments = ", ".join(operands[i] for i in operand_slots)
-            body.append(f"{operands[-1]} = f{operations.index(operation)}({call_arguments})")
-        closed_names = [f"f{i}" for i in range(len(operations))] + [f"t{i}" for i in range(len(tensors))]
+        result = self._written(self._source.condition)
+        if isinstance(result, int):
+            result = self._step(_constant_like, _ARGUMENTS["q"], result)
+        text = self._text(result)
         lines = [
-            f"def make({', '.join(['int64', *closed_names])}):",
+            f"def make({', '.join(['int64', *self._closed])}):",
             f"    def {name}({arguments}):",
-            *(f"        {line}" for line in body),
-            f"        return {operands[self.result]}",
+            *(f"        {line}" for line in self._lines),
+            f"        return {text}",
             f"    return {name}",
         ]
+        for x in self._closed.values():  # keeps the sizes of tables from becoming symbols
+            if isinstance(x, Tensor):
+                torch._dynamo.mark_static(x)
         namespace: dict[str, Any] = {}
         exec(compile("\n".join(lines), f"<attnc {name}>", "exec"), namespace)
-        function: Operation = namespace["make"](torch.int64, *operations, *tensors)
+        function: Operation = namespace["make"](torch.int64, *self._closed.values())
         return function
 
+    def _text(self, operand: Operand) -> str:
+        """Return an operand as text; a table becomes a name that the function closes over."""
+        return self._closed_name("t", operand) if isinstance(operand, Tensor) else str(operand)
 
-def write_tape(source: Pointwise, device: torch.device | str, inputs: Mapping[str, Tensor] | None = None) -> TorchTape:
-    """Return the tape of a condition, or of a score that reads `inputs`, with its tables on a device."""
-    return _Writer(source, torch.device(device), inputs or {}).tape()
+    def _closed_name(self, letter: str, value: Operation | Tensor) -> str:
+        known = next((name for name, closed in self._closed.items() if closed is value), None)
+        name = known or f"{letter}{len(self._closed)}"
+        self._closed[name] = value
+        return name
 
-
-class _Writer:
-    def __init__(self, source: Pointwise, device: torch.device, inputs: Mapping[str, Tensor]) -> None:
-        self._source = source
-        self._device = device
-        self._inputs = inputs
-        self._constants: list[int | Tensor] = []
-        self._steps: list[tuple[Operation, tuple[_Slot, ...]]] = []
-        self._slots: dict[Index, _Slot] = {}
-        self._tables: dict[str, Tensor] = {}
-
-    def tape(self) -> TorchTape:
-        root = self._source.condition
-        for node in walk(root):
-            self._slots[node] = self._write(node)
-        result = self._slots[root]
-        if result[0] == "constant" and not isinstance(self._constants[result[1]], Tensor):
-            result = self._step(_constant_like, self._argument_slot("q"), result)
-        return self._with_positions(result)
-
-    def _with_positions(self, result: _Slot) -> TorchTape:
-        starts = {"argument": 0, "constant": 5, "step": 5 + len(self._constants)}
-
-        def position_of(slot: _Slot) -> int:
-            return starts[slot[0]] + slot[1]
-
-        steps = tuple((operation, tuple(map(position_of, operands))) for operation, operands in self._steps)
-        return TorchTape(tuple(self._constants), steps, position_of(result))
-
-    def _argument_slot(self, name: str) -> _Slot:
-        return "argument", _ARGUMENTS.index(name)
-
-    def _constant_slot(self, value: int | Tensor) -> _Slot:
-        self._constants.append(value)
-        return "constant", len(self._constants) - 1
-
-    def _step(self, operation: Operation, *operands: _Slot) -> _Slot:
-        """Append an operation and return its slot.
+    def _step(self, operation: Operation, *operands: Operand) -> Operand:
+        """Append an operation and return its result.
 
         Operations on numbers only, such as coordinates along an axis of length 1, are computed at once.
         """
-        numbers = [self._constants[i] for kind, i in operands if kind == "constant"]
-        if len(numbers) == len(operands) and all(isinstance(x, int) for x in numbers):
-            result = operation(*map(torch.tensor, numbers))
-            return self._constant_slot(result.to(self._device) if result.is_floating_point() else result.item())
-        self._steps.append((operation, operands))
-        return "step", len(self._steps) - 1
+        if all(isinstance(x, int) for x in operands):
+            number: Tensor = operation(*map(torch.tensor, operands))
+            return number.to(self._device) if number.is_floating_point() else cast("int", number.item())
+        texts = ", ".join(map(self._text, operands))
+        self._lines.append(f"x{len(self._lines)} = {self._closed_name('f', operation)}({texts})")
+        return self._lines[-1].partition(" ")[0]
 
-    def _chain(self, operation: Operation, operands: Sequence[_Slot]) -> _Slot:
+    def _chain(self, operation: Operation, operands: Sequence[Operand]) -> Operand:
         return reduce(lambda a, b: self._step(operation, a, b), operands)
 
-    def _write(self, node: Index) -> _Slot:  # noqa: C901  one case a node kind
-        slots = self._slots
+    def _written(self, root: Index) -> Operand:
+        for node in walk(root):
+            if node not in self._operands:
+                self._operands[node] = self._write(node)
+        return self._operands[root]
+
+    def _write(self, node: Index) -> Operand:  # noqa: C901  one case a node kind
+        known = self._operands
         match node:
             case Const(value=value):
-                return self._constant_slot(value)
+                return value
             case Truth(value=truth):
-                return self._constant_slot(truth)
+                return truth
             case Position(name=name) | HeadIndex(name=name):
-                return self._argument_slot(name)
+                return _ARGUMENTS[name]
             case Linear():
                 return self._sum(node)
             case Compare(op=op, value=value):
-                return self._step(_at_least_0 if op == "ge" else _is_0, slots[value])
+                return self._step(_at_least_0 if op == "ge" else _is_0, known[value])
             case Bool(op=op, operands=operands):
-                return self._chain(_and if op == "and" else _or, [slots[o] for o in operands])
+                return self._chain(operator.and_ if op == "and" else operator.or_, [known[o] for o in operands])
             case Not(operand=operand):
-                return self._step(_not, slots[operand])
+                return self._step(torch.logical_not, known[operand])
             case ExactSelect():
-                return self._step(_where, *(slots[child] for child in node.children()))
+                return self._step(torch.where, *(known[child] for child in node.children()))
             case Coord():
                 return self._coordinate(node)
             case Arith():
@@ -186,83 +164,68 @@ class _Writer:
                 return self._lookup(tensor.name, indices)
         return self._write_float(node)
 
-    def _write_float(self, node: Any) -> _Slot:
+    def _write_float(self, node: Any) -> Operand:
         """Write a node of a score; numbers become fp32 tensors, the only numbers that functions accept."""
-        slots: Any = self._slots
+        known: Any = self._operands
         match node:
             case ir.Number(value=value):
-                return self._constant_slot(torch.tensor(value, dtype=torch.float32, device=self._device))
+                return torch.tensor(value, dtype=torch.float32, device=self._device)
             case ir.Ratio(num=Const(value=num), den=Const(value=den)):
-                return self._constant_slot(torch.tensor(num / den, dtype=torch.float32, device=self._device))
+                return torch.tensor(num / den, dtype=torch.float32, device=self._device)
             case ir.Ratio(num=num, den=den):
-                return self._step(_ratio, slots[num], slots[den])
+                return self._step(_ratio, known[num], known[den])
             case ir.Element(tensor=tensor) if tensor is SCORE:
-                return self._argument_slot("score")
+                return "score"
             case ir.Element(tensor=tensor, indices=indices):
                 return self._read(self._inputs[tensor.name].to(self._device), indices)
             case ir.Apply(op=op, operands=operands):
-                return self._step(FUNCTIONS[op], *(slots[operand] for operand in operands))
+                return self._step(FUNCTIONS[op], *(known[operand] for operand in operands))
             case ir.FloatSelect():
-                return self._step(_where, *(slots[child] for child in node.children()))
+                return self._step(torch.where, *(known[child] for child in node.children()))
         raise AssertionError(f"not pointwise: {node}")
 
-    def _sum(self, node: Linear) -> _Slot:
-        parts = []
-        for term, factor in node.terms:
-            slot = self._slots[term]
-            parts.append(slot if factor == 1 else self._step(_times, slot, self._constant_slot(factor)))
-        if node.constant:
-            parts.append(self._constant_slot(node.constant))
-        return self._chain(_plus, parts)
+    def _sum(self, node: Linear) -> Operand:
+        known = self._operands
+        parts = [known[term] if n == 1 else self._step(operator.mul, known[term], n) for term, n in node.terms]
+        return self._chain(operator.add, [*parts, node.constant] if node.constant else parts)
 
-    def _coordinate(self, node: Coord) -> _Slot:
+    def _coordinate(self, node: Coord) -> Operand:
         quotient = fold.floordiv(fold.sub(node.position, node.offset), node.stride)
         value = quotient if node.extent is None else fold.mod(quotient, node.extent)
-        for node_part in walk(value):
-            if node_part not in self._slots:
-                self._slots[node_part] = self._write(node_part)
-        return self._slots[value]
+        return self._written(value)
 
-    def _arithmetic(self, node: Arith) -> _Slot:
-        operands = [self._slots[operand] for operand in node.operands]
+    def _arithmetic(self, node: Arith) -> Operand:
+        operands = [self._operands[operand] for operand in node.operands]
         if node.op in ("mul", "min", "max"):
             return self._chain(OPERATIONS[node.op], operands)
         return self._step(OPERATIONS[node.op], *operands)
 
-    def _lookup(self, name: str, indices: tuple[Index, ...]) -> _Slot:
+    def _lookup(self, name: str, indices: tuple[Index, ...]) -> Operand:
         if name not in self._tables:
             array = torch.from_numpy(self._source.tables[name].copy())
             self._tables[name] = (array if array.dtype == torch.bool else array.long()).to(self._device)
         return self._read(self._tables[name], indices)
 
-    def _read(self, table: Tensor, indices: tuple[Index, ...]) -> _Slot:
+    def _read(self, table: Tensor, indices: tuple[Index, ...]) -> Operand:
         """Read an entry of a table; constant indices are applied now, as `flex_attention` indexes by tensors only."""
         if not table.numel():  # no entry of an empty table is used
             table = table.new_zeros(tuple(max(size, 1) for size in table.shape))
         fixed = tuple(
-            _clamped_constant(index.value, size) if isinstance(index, Const) else slice(None)
+            min(max(index.value, 0), size - 1) if isinstance(index, Const) else slice(None)
             for index, size in zip(indices, table.shape, strict=True)
         )
         open_indices = [index for index in indices if not isinstance(index, Const)]
         table = table[fixed].contiguous()
-        table_slot = self._constant_slot(table)
         if not open_indices:
-            return table_slot
-        return self._step(
-            _entry,
-            table_slot,
-            *(self._clamped_index(index, size) for index, size in zip(open_indices, table.shape, strict=True)),
-        )
+            return table
+        clamped = (self._clamped_index(index, size) for index, size in zip(open_indices, table.shape, strict=True))
+        return self._step(_entry, table, *clamped)
 
-    def _clamped_index(self, index: Index, length: int) -> _Slot:
+    def _clamped_index(self, index: Index, length: int) -> Operand:
         """Clamp an index to the entries of a table."""
         if isinstance(index, Position | HeadIndex):
-            return self._slots[index]
-        return self._step(_clamped, self._slots[index], self._constant_slot(length - 1))
-
-
-def _clamped_constant(index: int, length: int) -> int:
-    return min(max(index, 0), length - 1)
+            return self._operands[index]
+        return self._step(_clamped, self._operands[index], length - 1)
 
 
 # --- operations: on tensors; some operands may be numbers -------------------------------------------------------------
@@ -270,14 +233,6 @@ def _clamped_constant(index: int, length: int) -> int:
 
 def _constant_like(like: Tensor, truth: bool) -> Tensor:
     return torch.full_like(like, truth, dtype=torch.bool)
-
-
-def _plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
-def _times(a: Any, b: Any) -> Any:
-    return a * b
 
 
 def _at_least_0(x: Any) -> Any:
@@ -288,26 +243,10 @@ def _is_0(x: Any) -> Any:
     return x == 0
 
 
-def _and(a: Any, b: Any) -> Any:
-    return a & b
-
-
-def _or(a: Any, b: Any) -> Any:
-    return a | b
-
-
-def _not(x: Any) -> Any:
-    return torch.logical_not(x)
-
-
 def _ratio(num: Any, den: Any) -> Tensor:
     num, den = _pair(num, den)
     quotient: Tensor = num.to(torch.float64) / torch.where(den == 0, 1, den).to(torch.float64)
     return quotient.to(torch.float32)
-
-
-def _where(condition: Any, then: Any, otherwise: Any) -> Any:
-    return torch.where(condition, then, otherwise)
 
 
 def _entry(table: Tensor, *indices: Any) -> Tensor:
@@ -346,10 +285,6 @@ def _maximum(a: Any, b: Any) -> Tensor:
     return torch.maximum(*_pair(a, b))
 
 
-def _magnitude(x: Tensor) -> Tensor:
-    return torch.abs(x)
-
-
 # Compilers of FlexAttention repeat an operand's text at each use, so operations that use one often compile slowly.
 
 
@@ -382,22 +317,18 @@ def _root(n: Tensor) -> Tensor:
     return torch.where((root + 1) * (root + 1) <= n, root + 1, root)
 
 
-def _xor(a: Any, b: Any) -> Any:
-    return a ^ b
-
-
 OPERATIONS: dict[str, Operation] = {
-    "mul": _times,
+    "mul": operator.mul,
     "floordiv": _floor_divided,
     "mod": _remainder,
     "pow": _power,
     "min": _minimum,
     "max": _maximum,
-    "abs": _magnitude,
+    "abs": torch.abs,
     "isqrt": _root,
     "bitlen": _bit_length,
-    "bitand": _and,
-    "bitor": _or,
-    "xor": _xor,
+    "bitand": operator.and_,
+    "bitor": operator.or_,
+    "xor": operator.xor,
 }
 """The call in torch of each operation of integers."""

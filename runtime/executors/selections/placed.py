@@ -58,7 +58,7 @@ def attend(planner: Planner, call: CallArguments, *, by_kernels: bool = False) -
 
 def _by_data_by_kernels(planner: Planner, choice: SelectedKeys, call: CallArguments) -> Pair | None:
     """Run kernels where inputs say which tokens the blocks of each head hold."""
-    from attnc.runtime.executors.triton.sorted_lanes import attend as run_kernels  # only where kernels run
+    from attnc.runtime.executors.triton.sorted_places import attend as run_kernels  # only where kernels run
 
     return _unless_missing(planner, lambda: run_kernels(planner, choice, call))
 

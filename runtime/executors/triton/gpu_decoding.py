@@ -31,13 +31,7 @@ from attnc.runtime.call.length_groups import cut
 from attnc.runtime.call.tensor_checks import TensorSizes, as_tensor, call_shape
 from attnc.runtime.executors.cpu.cpu_decoding import SharedKeys, look
 from attnc.runtime.executors.triton.device_cache import DeviceCache
-from attnc.runtime.executors.triton.gpu_executor import (
-    fitting,
-    on,
-    result_sum,
-    scaled_queries,
-    writable,
-)
+from attnc.runtime.executors.triton.gpu_executor import fitting, on, result_sum, scaled_queries, writable
 from attnc.runtime.executors.triton.launch import launch
 from attnc.runtime.executors.triton.planner import DTYPES, as_read
 from attnc.runtime.executors.triton.score_operands import ScoreOperands

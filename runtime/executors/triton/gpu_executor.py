@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,18 +65,14 @@ class Prepared:
         return None if careful is None else careful.listed(stage, self.runs.get(stage, False))
 
 
-class _Scaled(NamedTuple):
-    """Queries and a positive factor whose products equal q times the scale."""
+def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Return queries and a factor whose products equal q times the scale.
 
-    q: Tensor
-    factor: float
-
-
-def _scaled(q: Tensor, scale: float) -> _Scaled:
-    """Make the factor positive: kernels take the maximum of a row before they scale."""
+    The factor is positive: kernels take the maximum of a row before they scale.
+    """
     if scale > 0:
-        return _Scaled(q, scale)
-    return _Scaled(-q, -scale) if scale < 0 else _Scaled(torch.zeros_like(q), 1.0)
+        return q, scale
+    return (-q, -scale) if scale < 0 else (torch.zeros_like(q), 1.0)
 
 
 @dataclass(frozen=True)
@@ -236,25 +231,23 @@ class ScaledKernels:
             if term.varies and term.side in tokens and not (score and score.shifts_rows(term))
         }
 
-    def _fits(self, x: Tensor) -> bool:
-        """Check whether kernels can address a tensor without a copy."""
-        problem = self.prepared.kernels.problem
-        folded = problem.boxes and any(
-            brick_tiles.grid.is_folded for brick_tiles in self.prepared.kernels.bricked.values()
-        )
-        return _fits(x) and (not folded or lies_evenly(x))
+    @property
+    def _is_folded(self) -> bool:
+        """Whether kernels address the heads of all batch entries as one side of a box."""
+        bricks = self.prepared.kernels.bricked.values()
+        return self.prepared.kernels.problem.boxes and any(brick_tiles.grid.is_folded for brick_tiles in bricks)
 
     def _fit(self, name: str, x: Tensor) -> Tensor:
         """Return the tensor, copied if kernels cannot address it."""
-        return x if self._fits(x) else self._writable(name, x).copy_(x)
+        return fitting(self.prepared.kernels.problem.name, name, x, folded=self._is_folded)
 
     def _writable(self, name: str, x: Tensor) -> Tensor:
         """Return the tensor, or other memory whose contents are copied into it afterwards."""
-        return x if self._fits(x) else _noted(self.prepared.kernels.problem.name, name, x)
+        return writable(self.prepared.kernels.problem.name, name, x, folded=self._is_folded)
 
-    def _scaled(self, q: Tensor) -> _Scaled:
+    def _scaled(self, q: Tensor) -> tuple[Tensor, float]:
         """Return queries and the scale; in a custom score the scale is a number in a formula and may have any sign."""
-        return _scaled(q, self.scale) if self.prepared.kernels.problem.score is None else _Scaled(q, self.scale)
+        return scaled_queries(q, self.scale) if self.prepared.kernels.problem.score is None else (q, self.scale)
 
     def _launch(
         self, stage: Stage, tokens: int, batch_heads: int, tensors: Mapping[str, Tensor], factor: float
@@ -276,29 +269,24 @@ def result_sum(*results: Tensor) -> Tensor:
     return reduce(torch.add, [x.sum(dtype=torch.float32) for x in results])
 
 
-def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """Return queries and a positive factor whose products equal q times the scale."""
-    return _scaled(q, scale)
+def fitting(pattern: str, name: str, x: Tensor, *, folded: bool = False) -> Tensor:
+    """Return the tensor, copied if kernels cannot address it; the arguments are those of `writable`."""
+    room = writable(pattern, name, x, folded=folded)
+    return x if room is x else room.copy_(x)
 
 
-def fitting(pattern: str, name: str, x: Tensor) -> Tensor:
-    """Return the tensor, copied if kernels cannot address it; `pattern` and `name` identify it in the note."""
-    return x if _fits(x) else _noted(pattern, name, x).copy_(x)
+def writable(pattern: str, name: str, x: Tensor, *, folded: bool = False) -> Tensor:
+    """Return the tensor, or memory that kernels can address and that is copied into it afterwards.
 
-
-def writable(pattern: str, name: str, x: Tensor) -> Tensor:
-    """Return the tensor, or memory that kernels can address and that is copied into it afterwards."""
-    return x if _fits(x) else _noted(pattern, name, x)
-
-
-def _noted(pattern: str, name: str, x: Tensor) -> Tensor:
-    """Allocate with `_roomy`, and count the copy."""
-    note(
-        pattern,
-        COPY,
-        f"{name}: kernels address rows in units of {VECTOR} bytes, but its strides or start are not multiples",
-    )
-    return _roomy(x)
+    `pattern` and `name` identify the tensor in the note about the copy. `folded`: heads must be evenly spaced.
+    """
+    if _fits(x) and (not folded or lies_evenly(x)):
+        return x
+    text = f"{name}: kernels address rows in units of {VECTOR} bytes, but its strides or start are not multiples"
+    note(pattern, COPY, text)
+    unit = VECTOR // x.element_size()  # rows begin at multiples of 16 bytes
+    width = -(-x.shape[3] // unit) * unit
+    return x.new_empty((*x.shape[:3], width))[..., : x.shape[3]]
 
 
 def on(x: Tensor) -> AbstractContextManager[object]:
@@ -312,10 +300,3 @@ def _fits(x: Tensor) -> bool:
     aligned = all(n == 1 or (s * size % VECTOR == 0 and s > 0) for s, n in zip(x.stride()[:3], x.shape, strict=False))
     near = x.stride(2) * size // VECTOR <= FARTHEST or x.shape[2] == 1
     return aligned and near and (x.stride(3) == 1 or x.shape[3] == 1) and x.data_ptr() % VECTOR == 0
-
-
-def _roomy(x: Tensor) -> Tensor:
-    """Allocate a tensor of the same shape that fits: rows begin at multiples of 16 bytes."""
-    unit = VECTOR // x.element_size()
-    width = -(-x.shape[3] // unit) * unit
-    return x.new_empty((*x.shape[:3], width))[..., : x.shape[3]]

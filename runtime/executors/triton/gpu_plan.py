@@ -1,4 +1,14 @@
-"""The plan of a call on a GPU: the tiles that its kernels walk, and the reasons."""
+"""The plan of a call on a GPU: the tiles that its kernels walk, the reasons, and what the executor allocates.
+
+With e bytes an element and R rows of queries over batch and heads:
+
+- saved: e · (q + k + v + out) + 4 · lse, in elements;
+- forward: nothing, plus copies of q, k, v and out if their rows do not begin at multiples of 16 bytes;
+- backward: 8 · R for the LSE and delta that kernels read, plus copies of q, k, v, out, its gradient and the gradients
+  of q, k and v if they do not fit.
+
+The tables that kernels read are cached (`SETTINGS.table_bytes`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +20,9 @@ from attnc.compiler.analysis.live_tiles import TooManyTilesError
 from attnc.compiler.ir.value_nodes import is_plain
 from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernel_source import VECTOR
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.planning.cpu_plan import Plan, TileCounts
+from attnc.compiler.planning.cpu_plan import Memory, Plan, TileCounts
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.simulated_call import SimulatedRelation, problem_of
 from attnc.runtime.call.call_errors import UnsupportedError
@@ -19,7 +30,6 @@ from attnc.runtime.call.device_targets import device_at_hand
 from attnc.runtime.call.tensor_checks import TensorSizes, call_shape
 from attnc.runtime.choices.tile_candidates import STAGES, knob_of
 from attnc.runtime.executors.cpu.cpu_plans import cpu_plans
-from attnc.runtime.executors.triton.gpu_memory import memory_on_gpu
 from attnc.runtime.executors.triton.gpu_work import without_kernels
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.planning.plans import Planner, cache_of, relations_of
@@ -136,3 +146,22 @@ def _work(part: SimulatedRelation, kernels: AttentionKernels, q_tile: int, k_til
     else:
         work = part.finder.natural(q_tile, k_tile)
     return work.rows.full_tiles, work.rows.partial_tiles
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_on_gpu(sizes: TensorSizes) -> Memory:
+    """Return the memory of a call of one softmax over plain scores, with contiguous tensors and a positive scale."""
+    element = 4 if sizes.dtype == "float32" else 2
+    rows, keys = sizes.batch * sizes.heads * sizes.n_q, sizes.batch * sizes.kv_heads * sizes.n_k
+    of_dk, of_dv = (_copied(width * element) for width in (sizes.dk, sizes.dv))
+    saved = element * (rows + keys) * (sizes.dk + sizes.dv) + 4 * rows
+    forward = (rows + keys) * (of_dk + of_dv)
+    backward = 8 * rows + 2 * (rows + keys) * of_dk + (2 * rows + 2 * keys) * of_dv
+    return Memory(saved, forward, backward)
+
+
+def _copied(row: int) -> int:
+    """Return the bytes of a row that must be copied; 0 if rows fit."""
+    return -(-row // VECTOR) * VECTOR if row % VECTOR else 0

@@ -1,15 +1,33 @@
-"""Kernel launches: the arguments of a kernel, by name."""
+"""Kernel launches: texts as functions that Triton compiles, the arguments of a kernel by name, and collected launches.
+
+The text of a kernel comes from the emitter and is never read from disk.
+"""
 
 from __future__ import annotations
 
+import linecache
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+from weakref import finalize
 
+import torch
 from torch import Tensor
 
 from attnc.compiler.kernels.kernel_source import VECTOR, KernelArgument, KernelSource
-from attnc.runtime.executors.triton.kernel_modules import function_of
+from attnc.compiler.kernels.targets import Target
+from attnc.runtime.call.device_targets import pretending
+from attnc.runtime.disk.triton import guard_triton
+from attnc.runtime.process.recent import Recent
+from attnc.runtime.settings import SETTINGS
+
+_log = logging.getLogger(__name__)
+
+_FUNCTIONS: Recent[Any] = Recent(SETTINGS.kernels)
+"""Functions by the digest of their text; each holds the binaries that Triton has compiled for it."""
 
 Start = Callable[[KernelSource, tuple[int, int], Sequence[object]], None]
 """A function (kernel, grid, arguments) that performs a launch."""
@@ -85,3 +103,51 @@ def _described(tensor: Tensor, argument: KernelArgument) -> object:
 def lies_evenly(x: Tensor) -> bool:
     """Check whether the heads of all batch entries are evenly spaced, so that they form one side of a box."""
     return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+
+def function_of(source: KernelSource) -> Any:
+    """Return the kernel function of a text; equal texts share one function."""
+    return _FUNCTIONS.get(source.digest, lambda: _made(source))
+
+
+def _made(source: KernelSource) -> Any:
+    guard_triton()
+    _log.debug("%s, text %s: created; Triton compiles it at its first launch", source.function, source.digest)
+    name = f"<attnc {source.function} {source.digest}>"
+    module = ModuleType(f"attnc_kernel_{source.digest}")
+    module.__file__ = name
+    # Triton reads the source of its functions through `inspect`, which looks here.
+    lines = (len(source.text), None, source.text.splitlines(keepends=True), name)
+    linecache.cache[name] = lines
+    exec(compile(source.text, name, "exec"), module.__dict__)
+    function = getattr(module, source.function)
+    finalize(function, _forget, name, lines)
+    return function
+
+
+def _forget(name: str, lines: Any) -> None:
+    """Remove the text of a function that was freed, unless it was created again."""
+    if linecache.cache.get(name) is lines:
+        del linecache.cache[name]
+
+
+# --- collected launches ----------------------------------------------------------------------------------------------
+
+
+def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:
+    """Return the kernels that a call and its gradient launch on a target, by name; nothing runs."""
+    kernels: dict[str, KernelSource] = {}
+
+    def keep(source: KernelSource, *_: object) -> None:
+        if source.text not in [kernel.text for kernel in kernels.values()]:
+            others = sum(name.partition(".")[0] == source.function for name in kernels)
+            kernels[f"{source.function}.{others + 1}" if others else source.function] = source
+
+    with pretending(target), started_by(keep):
+        out = call()
+        if out.requires_grad:
+            torch.autograd.backward(out.sum())
+    return kernels

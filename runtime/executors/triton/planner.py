@@ -7,6 +7,7 @@ import logging
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,32 +27,30 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.runtime.call.call_errors import ArgumentError, UnsupportedError
 from attnc.runtime.call.device_targets import pretended, target_of
-from attnc.runtime.call.tensor_checks import (
-    TensorSizes,
-    blank,
-    call_shape,
-    check_tensors,
-    names_read,
-)
+from attnc.runtime.call.tensor_checks import TensorSizes, blank, call_shape, check_tensors, names_read
 from attnc.runtime.choices.tile_candidates import STAGES, allowed_shapes, knob_of
 from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.triton.document_windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.executors.triton.gpu_executor import Prepared
 from attnc.runtime.executors.triton.mask_lists import MaskLists, StageTensors
 from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
-from attnc.runtime.planning.plans import (
-    Planner,
-    documents_of_call,
-    name_of,
-    planning,
-    relations_of,
-)
+from attnc.runtime.planning.plans import Planner, documents_of_call, name_of, planning, relations_of
 from attnc.runtime.process.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 
 _log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Operands(NamedTuple):
+    """The tensors of a call; `inputs` in the order of the pattern, `widths` as in `GpuPlanner.prepared`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    inputs: Sequence[Tensor]
+    widths: tuple[int, int] | None
 
 
 class GpuPlanner:
@@ -134,11 +133,9 @@ class GpuPlanner:
         walk = kernels.problem.by_query
         if not isinstance(walk, MaskTiles):
             return kernels
-        refusal = self._mask_call(sizes, inputs).refusal(walk.mask_relation, _tiles(kernels).values())
+        call = MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in inputs.items()}))
+        refusal = call.refusal(walk.mask_relation, _tiles(kernels).values())
         return kernels if refusal is None else self.kernels(heads, target, square, refusal, tiles)
-
-    def _mask_call(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> MaskCall:
-        return MaskCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in inputs.items()}))
 
     def prepared(
         self,
@@ -162,19 +159,20 @@ class GpuPlanner:
         if self._tuned is not None:
             key = (*key, self._tuned.state)
         shapes = tuple((x.shape, x.dtype) for x in inputs)
-        kernels = self._found.get((*key, *shapes), lambda: self._kernels_here(q, k, v, inputs, tf32, widths))
+        operands = _Operands(q, k, v, inputs, widths)
+        kernels = self._found.get((*key, *shapes), lambda: self._kernels_here(operands, tf32))
         if not inputs:
-            return self._prepared.get(key, lambda: self._made(q, k, v, (), kernels, widths))
+            return self._prepared.get(key, lambda: self._made(operands, kernels))
         if kernels.form != "lists":  # planning uses no input values
-            shared = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, kernels, widths))
-            read = self._read(kernels, q, k, inputs)
+            shared = self._prepared.get((*key, *shapes), lambda: self._made(operands, kernels))
+            read = self._read(kernels, operands)
             if shared.lists is None:
                 return dataclasses.replace(shared, tensors=read)
             return dataclasses.replace(shared, tensors=StageTensors(read["forward"], self._named(inputs), shared.lists))
         self._note_host(kernels, inputs)
         named = tuple(name_of(x, is_read) for x, is_read in zip(inputs, self._planned_from, strict=True))
-        made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, kernels, widths))
-        read = self._read(kernels, q, k, inputs)
+        made = self._prepared.get((*key, *named), lambda: self._made(operands, kernels))
+        read = self._read(kernels, operands)
         return dataclasses.replace(
             made, tensors={stage: {**stage_tensors, **read[stage]} for stage, stage_tensors in made.tensors.items()}
         )
@@ -196,30 +194,16 @@ class GpuPlanner:
                 f"strict: `{self._pattern.name}` would have {kernels.reason}; compile it without strict to allow that"
             )
 
-    def _kernels_here(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        inputs: Sequence[Tensor],
-        tf32: bool,
-        widths: tuple[int, int] | None,
-    ) -> AttentionKernels:
+    def _kernels_here(self, operands: _Operands, tf32: bool) -> AttentionKernels:
+        q, k, v, inputs, widths = operands
         grouped = q.shape[1] != k.shape[1]
         heads = HeadShape(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
         with planning():
             return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs), q.device)
 
-    def _made(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        inputs: Sequence[Tensor],
-        kernels: AttentionKernels,
-        widths: tuple[int, int] | None,
-    ) -> Prepared:
+    def _made(self, operands: _Operands, kernels: AttentionKernels) -> Prepared:
         """Build everything but the tensors that kernels of ranges read; no input values enter it."""
+        q, k, v, inputs, widths = operands
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
             raise ArgumentError(f"{max(sizes.n_q, sizes.n_k)} tokens are too many for kernels: use {LONGEST} at most")
@@ -279,10 +263,9 @@ class GpuPlanner:
             tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in lists.arrays().items()}
         return tables, runs
 
-    def _read(
-        self, kernels: AttentionKernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]
-    ) -> dict[str, dict[str, Tensor]]:
+    def _read(self, kernels: AttentionKernels, operands: _Operands) -> dict[str, dict[str, Tensor]]:
         """Return the tensors that kernels of ranges read, by kernel."""
+        q, k, _, inputs, _ = operands
         named_inputs, device = self._named(inputs), q.device
         name, tensors = self._pattern.name, [t for t in kernels.problem.tensors if t.name in named_inputs]
         read = {input_name(t): as_read(name, t.name, named_inputs[t.name], device) for t in tensors}

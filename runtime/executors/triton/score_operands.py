@@ -17,13 +17,7 @@ from attnc.compiler.analysis.heads import heads_read
 from attnc.compiler.analysis.token_ranges import TokenRange, find_ranges
 from attnc.compiler.ir import Index, Value, fold
 from attnc.compiler.ir.rewrite import replace_values
-from attnc.compiler.ir.value_nodes import (
-    apply,
-    element,
-    rank,
-    reads,
-    reads_kv_heads,
-)
+from attnc.compiler.ir.value_nodes import apply, element, rank, reads, reads_kv_heads
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.score_formula import MOST_SUM, ScoreFormula, Term, is_count
 from attnc.compiler.lowering.specialise import Window

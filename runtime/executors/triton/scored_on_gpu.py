@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -102,32 +101,22 @@ class _Scored(FirstOrder):
             return (None,) * len(needs)
         kept = ctx.saved_tensors
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
-        call = _BackwardNames(ctx.executor, ctx.names, ctx.tables, needs[6 + len(ctx.names) :])
+        executor, names = ctx.executor, ctx.names
+        wanted = [name for name, need in zip(ctx.tables, needs[6 + len(names) :], strict=True) if need]
+
+        def of_inputs(grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> tuple[Tensor | None, ...]:
+            q, k, v, out, lse, *more = kept
+            named = dict(zip(names, more, strict=False))
+            tables = dict(zip(ctx.tables, more[len(named) :], strict=True))
+            triple, of_terms = executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named, wanted)
+            gradients = [_term_gradient(of_terms.get(name), x) for name, x in named.items()]
+            gradients += [_table_gradient(of_terms.get(name), x, executor.tensor(name)) for name, x in tables.items()]
+            return (*triple, *gradients)
+
         with backward_row(ctx):
-            gradients = once(call.gradients, grad_out, grad_lse, *kept)
+            gradients = once(of_inputs, grad_out, grad_lse, *kept)
         grads = [*gradients[:3], None, None, None, *gradients[3:]]
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
-
-
-@dataclass(frozen=True)
-class _BackwardNames:
-    """The non-tensor state of a backward: the names of terms and tables, and the tables that need gradients."""
-
-    executor: ScaledKernels
-    names: tuple[str, ...]
-    tables: tuple[str, ...]
-    wanted: Sequence[bool]
-
-    def gradients(self, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of q, k, v, terms and tables; `kept`: these tensors, with out and lse after v."""
-        q, k, v, out, lse, *more = kept
-        named = dict(zip(self.names, more, strict=False))
-        tables = dict(zip(self.tables, more[len(named) :], strict=True))
-        wanted = [name for name, need in zip(self.tables, self.wanted, strict=True) if need]
-        triple, of_terms = self.executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named, wanted)
-        gradients = [_term_gradient(of_terms.get(name), x) for name, x in named.items()]
-        gradients += [_table_gradient(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
-        return (*triple, *gradients)
 
 
 def _term_gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:

@@ -27,12 +27,7 @@ from attnc.runtime.executors.cpu.autograd import Pair, Triple
 from attnc.runtime.executors.cpu.cpu_executor import empty_like
 from attnc.runtime.executors.triton.gpu_executor import fitting, on, scaled_queries
 from attnc.runtime.executors.triton.launch import launch
-from attnc.runtime.executors.triton.selected_lists import (
-    SelectedLists,
-    Tables,
-    listed,
-    tables_of,
-)
+from attnc.runtime.executors.triton.selected_lists import SelectedLists, Tables, listed, tables_of
 from attnc.runtime.fallbacks import COPY, note
 
 AT_ONCE = 1 << 28

@@ -21,9 +21,8 @@ import pytest
 from filelock import FileLock, Timeout
 
 from attnc.runtime.disk import folder as folders
-from attnc.runtime.disk.envelope import MOST, unwrapped, wrapped
 from attnc.runtime.disk.folder import cache_folder
-from attnc.runtime.disk.store import Store, limit, store
+from attnc.runtime.disk.store import MOST, Store, limit, store, unwrapped, wrapped
 from attnc.runtime.disk.triton import guard_triton, triton_folder
 
 PAYLOAD = {"choice": "tiles 64", "ms": [1.5, 2.0], "of": {"a": None}}

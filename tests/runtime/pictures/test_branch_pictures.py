@@ -13,8 +13,9 @@ import torch
 from attnc import compile_attention
 from attnc.runtime.call.call_errors import ArgumentError
 from attnc.runtime.pictures.branch_svg import branches_svg
-from attnc.runtime.pictures.branch_text import branches_text
-from attnc.runtime.pictures.branches import BranchesDrawing, make_branches
+from attnc.runtime.pictures.branch_views import BranchesDrawing
+from attnc.runtime.pictures.branches import make_branches
+from attnc.runtime.pictures.terminal_text import branches_text
 from command_calls import run
 
 HALVES = "recurrence halves\n    state S: [dk, dv]\n    step S = S / 2 + outer(k, v)\n    read q @ S\n"

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from attnc import ArgumentError, compile_attention
 from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.api.attention import Attention
-from attnc.runtime.pictures.draw import draw, make_drawing, to_svg, to_text
+from attnc.runtime.pictures.draw import count_mask, count_plan, draw, make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
-from attnc.runtime.pictures.survey import count_mask, count_plan
 from attnc.runtime.pictures.svg import ticks
 
 GOLDEN = Path(__file__).parent

@@ -18,9 +18,9 @@ from attnc.runtime.cli import main
 from attnc.runtime.commands.analysed import analyse
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
+from attnc.runtime.pictures.terminal_text import tile_map_text
 from attnc.runtime.pictures.tile_map import ACROSS, make_tile_map
 from attnc.runtime.pictures.tile_svg import tile_map_svg
-from attnc.runtime.pictures.tile_text import tile_map_text
 
 
 def states(mask: NDArray[np.bool_], tile: int) -> NDArray[np.int8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnc.runtime.report.scales import MOST_TICKS, log_scale, short
+from attnc.runtime.report.chart_svg import MOST_TICKS, log_scale, short
 
 
 def test_ends_stand_at_the_ends() -> None:

@@ -18,9 +18,9 @@ from attnc.compiler.simulation.machine import find_machine
 from attnc.compiler.simulation.simulation import Rung, Simulation
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
+from attnc.runtime.report.contents import simulation_json
 from attnc.runtime.report.page import report_html, write_report
 from attnc.runtime.report.point import ReportPoint
-from attnc.runtime.report.table import simulation_json
 from attnc.runtime.report.tile_section import tile_rows
 from attnc.spec.program import Value
 from pages import Element, read_page, table_of

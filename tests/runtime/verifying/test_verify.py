@@ -21,9 +21,8 @@ from attnc.runtime.verifying.clauses import clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.exercise import Search, look
 from attnc.runtime.verifying.hiding import hides_nothing
-from attnc.runtime.verifying.remedies import remedy
 from attnc.runtime.verifying.scaled_parameters import ScaledChoice, requested_choice, scaled
-from attnc.runtime.verifying.verification import ExecutorTrial, Verdict
+from attnc.runtime.verifying.verification import ExecutorTrial, Verdict, remedy
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
 

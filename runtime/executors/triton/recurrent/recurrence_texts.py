@@ -14,8 +14,8 @@ from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.call.tensor_checks import input_tensors
 from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
+from attnc.runtime.executors.triton.launch import started
 from attnc.runtime.executors.triton.recurrent.linear_on_gpu import without_kernels
-from attnc.runtime.executors.triton.started import started
 from attnc.spec.program import BoundProgram
 
 TOKENS = 64

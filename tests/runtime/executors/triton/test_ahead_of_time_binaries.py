@@ -38,7 +38,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.api.attention import Attention
 from attnc.runtime.toolchain.ahead import absent
 from attnc.runtime.executors.triton.launch import started_by
-from attnc.runtime.executors.triton.kernel_modules import function_of
+from attnc.runtime.executors.triton.launch import function_of
 from attnc.runtime.call.device_targets import pretending
 
 if sys.argv[1] != "-":

@@ -25,7 +25,7 @@ from attnc.compiler.kernels.attention_kernels import AttentionKernels, HeadShape
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.call import device_targets
-from attnc.runtime.executors.triton import kernel_modules
+from attnc.runtime.executors.triton import launch as launching
 from kernel_calls import Launch, operands, recorded
 from plan_calls import from_library
 from tiers import examples
@@ -57,7 +57,7 @@ class Specialised:
 
         source = launch.source
         if source.digest not in self._binders:
-            function = kernel_modules._made(source)
+            function = launching._made(source)
             binder = create_function_from_signature(function.signature, function.params, self._backend)
             self._binders[source.digest] = binder
         _, types, _ = self._binders[source.digest](*launch.arguments)

@@ -32,7 +32,7 @@ from attnc.runtime.call.tensor_checks import completed
 from attnc.runtime.executors.pattern_attentions import PatternAttentions
 from attnc.runtime.executors.registry import executor_named
 from attnc.runtime.executors.selections.call_selections import CallSelections
-from attnc.runtime.executors.triton import planner, rectangles, selected_on_gpu
+from attnc.runtime.executors.triton import mask_lists, planner, selected_on_gpu
 from attnc.runtime.executors.triton.launch import started_by
 from attnc.runtime.executors.triton.mask_lists import MaskLists
 from attnc.runtime.executors.triton.planner import GpuPlanner
@@ -102,7 +102,7 @@ def test_states_are_sound(case: Asking, share: float) -> None:
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_states_from_coarse_cells_are_sound(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large content masks are summarised in cells of several entries; the tile states stay sound."""
-    monkeypatch.setattr(rectangles, "MOST_CELLS", 12)
+    monkeypatch.setattr(mask_lists, "MOST_CELLS", 12)
     for name, states, some_seen, all_seen, _ in tile_states(case, 0.3):
         assert not (some_seen & (states < 0)).any(), f"{name}: a tile that is seen is not listed"
         assert not (~all_seen & (states > 0)).any(), f"{name}: a tile that is not all seen has no mask"

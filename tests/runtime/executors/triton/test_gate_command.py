@@ -33,7 +33,7 @@ def compile_none(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Out
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.runtime.commands.doctor_targets.compile_all", compile_none)
+    monkeypatch.setattr("attnc.runtime.commands.doctor.compile_all", compile_none)
 
 
 def test_a_kernel_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +72,6 @@ def test_bad_usage(arguments: list[str], message: str, capsys: pytest.CaptureFix
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("attnc.runtime.commands.doctor_targets.find_spec", lambda name: None)
+    monkeypatch.setattr("attnc.runtime.commands.doctor.find_spec", lambda name: None)
     assert main(["doctor", "--targets", "sm_90"]) == 2
     assert "triton is not installed; `pip install 'attnc[gpu]'` installs it" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from attnc.compiler.kernels.attention_kernels import HeadShape, find_kernels
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.passes.attentions import alone
 from attnc.compiler.simulation.compiled_figures import find_figures
-from attnc.runtime.commands.doctor_targets import rows
+from attnc.runtime.commands.doctor import rows
 from attnc.runtime.toolchain.kernel_gate import GateCase
 from attnc.runtime.toolchain.selection import PARAMETERS, SELECTION, cases
 from plan_calls import from_library

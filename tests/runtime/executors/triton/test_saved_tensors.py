@@ -16,7 +16,7 @@ from attnc.compiler.kernels.attention_kernels import HeadShape
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.call.device_targets import pretending
-from attnc.runtime.executors.triton import kernel_modules
+from attnc.runtime.executors.triton import launch
 from attnc.runtime.executors.triton.launch import started_by
 from attnc.runtime.executors.triton.planner import gpu_planner
 from attnc.runtime.process.recent import Recent
@@ -78,7 +78,7 @@ def test_a_plan_predicts_the_memory_of_a_call(dk: int, dv: int, dtype: torch.dty
     planned: Any = attend.plan(300, heads=4, kv_heads=2, head_dim=dk, dtype=dtype, device="cuda")
     if dv != dk:
         from attnc.runtime.call.tensor_checks import check_tensors
-        from attnc.runtime.executors.triton.gpu_memory import memory_on_gpu
+        from attnc.runtime.executors.triton.gpu_plan import memory_on_gpu
 
         memory = memory_on_gpu(check_tensors(q, k, v))
     else:
@@ -95,14 +95,14 @@ def test_a_plan_predicts_the_memory_of_a_call(dk: int, dv: int, dtype: torch.dty
 
 def test_dropped_kernels_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: Recent[Any] = Recent(1)
-    monkeypatch.setattr(kernel_modules, "_FUNCTIONS", memory)
+    monkeypatch.setattr(launch, "_FUNCTIONS", memory)
     heads = HeadShape(16, 16, "float32")
     kernels = gpu_planner(compile_attention("sliding_window", window=19).planner).kernels(heads, TARGETS["sm_90"], True)
     sources = [kernels.forward, kernels.dq, kernels.dkdv]
     before = _texts()
     for source in (*sources, *sources):
-        function = kernel_modules.function_of(source)
-        assert kernel_modules.function_of(source) is function
+        function = launch.function_of(source)
+        assert launch.function_of(source) is function
         del function
         gc.collect()
         assert len(_texts() - before) == len(memory._values) == 1
