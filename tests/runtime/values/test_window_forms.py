@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import expression_trees as trees
 from attnc import compile_attention
-from attnc.compiler.analysis import exact_evaluation
+from attnc.compiler.analysis.exact_evaluation import PairLanes
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import fold
 from attnc.compiler.lowering.specialise import CallSizes, Slices, Window, specialise
@@ -35,7 +35,7 @@ def test_a_form_has_the_values_of_the_specialised_expression(tree: Tree, n_k: in
     assert form is not None
     rows, keys, active = np.arange(8), np.arange(n_k), np.ones((8, n_k), dtype=np.bool_)
     values = [
-        exact_evaluation.truths_in(expression, rows, keys, variables, active, wide=True)
+        PairLanes(rows, keys, variables, active, (8, n_k), {}).truths(expression)
         for expression, variables in ((wanted, {}), form)
     ]
     np.testing.assert_array_equal(values[0], values[1])
