@@ -62,6 +62,8 @@ def find_mask_range(node: Index) -> MaskRange | None:
     lookups: list[Lookup] = []
     lows, highs = list[Index](), list[Index]()
     for part in (*conjuncts(node.condition), *conjuncts(node.body)):
+        if part is fold.truth(True):
+            continue
         if isinstance(part, Lookup) and part.tensor.kind == "bool":
             lookups.append(part)
             continue

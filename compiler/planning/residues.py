@@ -79,8 +79,8 @@ def split(relation: Index) -> tuple[CongruentPart, ...]:
 
 def _outside(relation: Index, other: Index) -> Index:
     """Return a condition equal to `not other` where `relation` holds, without the conjuncts of `relation`."""
-    own = set(conjuncts(relation))
-    return fold.negation(fold.conjunction(*(o for o in conjuncts(other) if o not in own)))
+    stated = set(conjuncts(relation))
+    return fold.negation(fold.conjunction(*(o for o in conjuncts(other) if o not in stated)))
 
 
 def conjuncts(relation: Index) -> tuple[Index, ...]:

@@ -159,10 +159,10 @@ class CachedCall:
         compiled = self.compiled
         if torch.compiler.is_compiling() and self._is_node(call):
             return self._node(call)
-        rows = compiled.last_rows
+        rows, executor = compiled.last_rows, compiled.executor_of(call.q)
         if compiled.pattern.stateful:
             with without_autocast(call.q):
-                return run_with_states(rows.planner, call, compiled.executor_of(call.q))
+                return run_with_states(rows.planner, call, executor)
 
         def run(q: Tensor, group: LengthGroup) -> Result:
             k, v = group.cache.whole(range(len(group.entries)), group.length)

@@ -22,6 +22,9 @@ ELEMENTS = 1 << 21
 
 MOST_ROWS = 256
 
+LANES = 16
+"""Numbers that a vector instruction sums at once, at most."""
+
 
 @dataclass(frozen=True)
 class RowBlock:
@@ -115,7 +118,10 @@ def _assembled(
     for rows, keys, part in masks_of_parts:
         mask[np.ix_(rows, np.searchsorted(seen, keys))] |= part
     used = mask.any(axis=0)
-    return np.arange(first, last), seen[used], mask[:, used]
+    # Whole vectors of keys: a last key that one row sees changes no bit of the others.
+    columns = np.flatnonzero(used)
+    columns = np.append(columns, np.flatnonzero(~used)[: -len(columns) % LANES])
+    return np.arange(first, last), seen[columns], mask[:, columns]
 
 
 def _mask(

@@ -51,7 +51,7 @@ class CallSelections:
         call = self.asking(content_masks_of_selection(item))
         prepared = self._prepared.of(item, call)
         counts = {count.name: self.found[source.name].sum(-1) for count, source in prepared.counts.items()}
-        masks = {tensor for tensor in content_masks_of_selection(item) if tensor.name in self.found}
+        masks = {tensor for tensor in content_masks_of_selection(prepared.item) if tensor.name in self.found}
         operands = Operands(
             *self._entries,
             {**{name: x.detach() for name, x in self.known.items()}, **counts},
