@@ -91,7 +91,7 @@ def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> T
 def _seen(attend: Attention, n: int) -> Tensor:
     """Return the keys that the last row sees, in order."""
     sizes = TensorSizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
-    ((_, planner),) = attentions_of(attend.last_rows.planner).planners(sizes, {})
+    ((_, planner),) = attentions_of(attend._core.last_rows.planner).planners(sizes, {})
     return torch.from_numpy(look(planner, sizes, {}).parts[0].seen.every[0])
 
 

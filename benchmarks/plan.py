@@ -145,7 +145,7 @@ class _Fresh:
         self._ready = [CpuPlans(Planner("", lower(self._attention.bound), strict=False)) for _ in range(times)]
 
     def plan(self, n: int, inputs: dict[str, Any]) -> None:
-        self._ready.pop().plan(self._attention.sizes_of(n, None, 1, None, inputs), inputs)
+        self._ready.pop().plan(self._attention._sizes(n, None, 1, None, inputs), inputs)
 
 
 def _peak(case: PlanCase, n: int, inputs: dict[str, Any]) -> float:

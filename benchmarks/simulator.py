@@ -171,8 +171,8 @@ def _alternatives(
     """Yield every other schedule of a pattern with a single relation, and its predicted cost."""
     q, k, v = operands
     n, d = q.shape[2:]
-    relations = attention.relations(
-        attention.sizes_of(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
+    relations = attention._relations(
+        attention._sizes(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
     )
     problems: list[CoverProblem] = []
 
@@ -185,7 +185,7 @@ def _alternatives(
         return
     costs = [choice.cost for choice in alternatives(problems[0])]
     for number, cost in enumerate(costs[:MOST]):
-        planner = _Other(attention.planner, number)
+        planner = _Other(attention._core.planner, number)
         tensors = input_tensors(planner.pattern, inputs)
         yield cost, partial(_run, q, k, v, tensors, planner)
 

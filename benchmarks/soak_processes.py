@@ -132,5 +132,7 @@ def _compile_kernels(number: int) -> None:
     from attnc.runtime.toolchain.compiling import compile_here
 
     for attention in (compile_attention("causal"), compile_attention("sliding_window", window=40 + number % 2)):
-        kernels = gpu_planner(attention.planner).kernels(HeadShape(64, 64, "float16"), TARGETS["sm_90"], square=True)
+        kernels = gpu_planner(attention._core.planner).kernels(
+            HeadShape(64, 64, "float16"), TARGETS["sm_90"], square=True
+        )
         compile_here(kernels.forward, "sm_90")

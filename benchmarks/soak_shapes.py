@@ -147,7 +147,7 @@ def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     from attnc.runtime.executors.triton import launch
     from attnc.runtime.settings import SETTINGS
 
-    plans = max(len(cpu_plans(attend.planner)._by_shape) for attend in attends.values())
+    plans = max(len(cpu_plans(attend._core.planner)._by_shape) for attend in attends.values())
     held: dict[str, Sized] = {
         "programs": bound_plan._PROGRAMS,
         "masks": bound_plan._MASKS,

@@ -1,10 +1,10 @@
-"""`compile_attention` and the callable that it returns."""
+"""The callable that `compile_attention` returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.cpu_plan import Plan
-from attnc.compiler.warnings.call_warnings import call_warnings
 from attnc.runtime.api import state_calls, tuned_calls
 from attnc.runtime.api.cached_calls import CachedCall
 from attnc.runtime.api.compiled import Backend, CompiledAttention, Options
@@ -23,16 +23,17 @@ from attnc.runtime.api.tuned_calls import TunedCalls
 from attnc.runtime.call.call_errors import ArgumentTypeError
 from attnc.runtime.call.call_shapes import dtype_name
 from attnc.runtime.call.sharded import refuse_shards
-from attnc.runtime.call.tensor_checks import FLOATS, check_are_tensors, check_counts
-from attnc.runtime.choices.choice_source import read_wanted
+from attnc.runtime.call.tensor_checks import FLOATS, TensorSizes, check_are_tensors, check_counts
 from attnc.runtime.choices.records import Record
 from attnc.runtime.choices.tuned import Tuned
 from attnc.runtime.executors.executor_protocol import States
-from attnc.runtime.patterns.pattern_description import read_spec
+from attnc.runtime.executors.pattern_attentions import PatternAttentions
+from attnc.runtime.executors.registry import executor_named
+from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
 from attnc.runtime.process.profiling import is_profiling, profiled
-from attnc.runtime.process.warned import warn_of_pattern
 from attnc.runtime.texts import identity
 from attnc.runtime.tuning.tuner import Untuned
+from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
@@ -41,60 +42,52 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.simulation import Simulation
     from attnc.runtime.api.module import AttentionModule
     from attnc.runtime.executors.flex.torch_tape import MaskMod, ScoreMod
+    from attnc.runtime.executors.recurrent.pattern_recurrence import PatternRecurrence
 
 
-def compile_attention(
-    spec: str | PathLike[str],
-    *,
-    preset: str | None = None,
-    backend: Backend = "auto",
-    strict: bool = False,
-    deterministic: bool = True,
-    tune: str | float | PathLike[str] = "model",
-    **params: object,
-) -> Attention:
-    """Compile the attention that a spec describes.
-
-    `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a
-    file; anything else names a pattern of the library. `params` are its parameters, `preset` one of its named parameter
-    sets. `backend`: "auto" (kernels on a GPU, the cpu executor on a CPU), "cpu", "triton" (kernels; on a CPU in
-    Triton's interpreter), or "reference" (dense, differentiable as often as torch allows). `strict`: raise
-    UnsupportedError instead of running where no tile plan exists. Results are bitwise reproducible for the same input,
-    whatever `deterministic` says. `tune`: "model" lets the cost model decide. A time ("2s", or seconds) lets the first
-    call of a shape measure the first few schedules for that long, and the cache keeps the fastest ("0s": use the cache,
-    measure nothing). The path of a table that `attnc tune … -o table.json` wrote takes every choice from that table.
-
-    Warns with PatternWarning where a score reads no vectors (W008) or an even window is not centred (W009).
-
-    Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
-    """
-    options = Options(backend, strict, deterministic, read_wanted(tune)).checked()
-    bound, modules = read_spec(spec, params, preset)
-    attention = Attention(bound, options, modules)
-    warn_of_pattern(bound.program.name, call_warnings(bound))
-    return attention
-
-
-class Attention(CompiledAttention):
+class Attention(PatternAnalysis):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
     `name`, `parameters` and `bound` describe the pattern; calling the object runs it.
     """
 
-    def __init__(self, *compiled: Any) -> None:
-        super().__init__(*compiled)
-        self._measures = self.options.tune.seconds > 0  # a bool, because torch.compile turns numbers into symbols
+    def __init__(self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile]) -> None:
+        self._core = CompiledAttention(bound, options, modules)
+        super().__init__(bound, modules, self._core.pattern)
+        self._measures = options.tune.seconds > 0  # a bool, because torch.compile turns numbers into symbols
         self._tuned_calls = TunedCalls()
 
+    # --- what it is --------------------------------------------------------------------------------------------------
+
     @property
-    def _compiled(self) -> Attention:
-        """The compiled pattern: this object."""
-        return self
+    def is_plain(self) -> bool:
+        """Whether the pattern is the softmax of `scale * dot(q, k)`."""
+        return self._core.is_plain
+
+    @property
+    def has_lse(self) -> bool:
+        """Whether the result is one softmax, so that `return_lse` is available."""
+        return self._core.has_lse
+
+    def __eq__(self, other: object) -> bool:
+        """Check whether both have the same text, parameters and options."""
+        return self is other or (isinstance(other, Attention) and self._core.identity == other._core.identity)
+
+    def __hash__(self) -> int:
+        return hash(self._core.identity)
+
+    def __repr__(self) -> str:
+        values = "".join(f", {name}={value}" for name, value in self.parameters.items())
+        return f"Attention({self.name!r}{values})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         program = self._bound.program
-        state = (program.source, program.name, self.parameters, self.options, dict(self._modules))
+        state = (program.source, program.name, self.parameters, self._core.options, dict(self._modules))
         return _restored, state
+
+    def _by_executor(self, name: str) -> Attention:
+        """Return the pattern compiled for an executor of the table."""
+        return Attention(self._bound, replace(self._core.options, backend=cast("Backend", name)), self._modules)
 
     # --- running it ---
 
@@ -188,19 +181,19 @@ class Attention(CompiledAttention):
         inputs: dict[str, object],
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         if cu_seqlens is not None:
-            attention, inputs = self.on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
+            core, inputs = self._core.on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
         else:
-            attention = self
-            if self.takes_shortcuts and not (inputs or return_lse or is_dynamo_compiling()):
-                out = self.shortcut(q, k, v, scale)
+            core = self._core
+            if core.takes_shortcuts and not (inputs or return_lse or is_dynamo_compiling()):
+                out = core.shortcut(q, k, v, scale)
                 if out is not None:
                     return out
         if state is not None or return_state:
-            result = attention.run_with_state(q, k, v, scale, inputs, state)
+            result = core.run_with_state(q, k, v, scale, inputs, state)
             return result if return_state else result[0]
         if self._measures:
-            self._tuned_calls.measure_first(attention, q, k, v, scale, inputs)
-        return self.lse_of(attention.run(q, k, v, scale, inputs, wants_lse=return_lse), return_lse)
+            self._tuned_calls.measure_first(core, q, k, v, scale, inputs)
+        return core.lse_of(core.run(q, k, v, scale, inputs, wants_lse=return_lse), return_lse)
 
     @overload
     def reference(
@@ -250,9 +243,9 @@ class Attention(CompiledAttention):
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        attention = self if cu_seqlens is None else self.on_sequences()
+        core = self._core if cu_seqlens is None else self._core.on_sequences()
         with profiled(self.name):
-            return self.lse_of(attention.run_densely(q, k, v, scale, {**inputs, **packed}), return_lse)
+            return core.lse_of(core.run_densely(q, k, v, scale, {**inputs, **packed}), return_lse)
 
     def module(
         self, *, heads: int | None = None, dk: int | None = None, dv: int | None = None, **init: object
@@ -280,7 +273,7 @@ class Attention(CompiledAttention):
 
         Only slots of keys that are visible to these rows are read. Not differentiable.
         """
-        return CachedCall(self, "decode")
+        return CachedCall(self._core, "decode")
 
     @property
     def prefill(self) -> CachedCall:
@@ -288,7 +281,7 @@ class Attention(CompiledAttention):
 
         It takes the arguments of `decode`. No slot past `kv_len` is read; any other slot may be, visible or not.
         """
-        return CachedCall(self, "prefill")
+        return CachedCall(self._core, "prefill")
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -298,7 +291,7 @@ class Attention(CompiledAttention):
         A pattern with stateful branches has one section per branch. Raises UnsupportedError for a pattern without
         states.
         """
-        return state_calls.derivation(self)
+        return state_calls.derivation(self._core)
 
     def init_state(
         self,
@@ -320,7 +313,7 @@ class Attention(CompiledAttention):
 
         Raises UnsupportedError for a pattern, ArgumentError.
         """
-        return state_calls.first_states(self, batch, heads, {"dk": dk, "dv": dv, **sizes}, dtype, device)
+        return state_calls.first_states(self._core, batch, heads, {"dk": dk, "dv": dv, **sizes}, dtype, device)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: States, *, scale: float | None = None, **inputs: object
@@ -329,14 +322,14 @@ class Attention(CompiledAttention):
 
         The same as a call with `state` and `return_state=True`. Raises the errors of a call.
         """
-        return self.run_with_state(q, k, v, scale, inputs, state)
+        return self._core.run_with_state(q, k, v, scale, inputs, state)
 
     # --- schedules by measurement ------------------------------------------------------------------------------------
 
     @property
     def tuned(self) -> Tuned | None:
         """The tuned choices for calls; None where the cost model decides everything."""
-        return self.planner.tuned
+        return self._core.planner.tuned
 
     def tune(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
@@ -348,8 +341,8 @@ class Attention(CompiledAttention):
 
         Raises ArgumentError where the pattern was compiled without a time to measure in, and the errors of the call.
         """
-        attention = self if inputs.get("cu_seqlens") is None else self.on_sequences()
-        return tuned_calls.tuned_call(attention, q, k, v, scale, inputs)
+        core = self._core if inputs.get("cu_seqlens") is None else self._core.on_sequences()
+        return tuned_calls.tuned_call(core, q, k, v, scale, inputs)
 
     # --- before a call -----------------------------------------------------------------------------------------------
 
@@ -376,7 +369,7 @@ class Attention(CompiledAttention):
         inputs. `cu_seqlens`, as in a call: several packed sequences. Raises ArgumentError for a mask of more than 4
         GiB.
         """
-        return self._inspection(inputs).mask((n_q, n_k), (head, heads, kv_heads), (q, k, v), inputs)
+        return Inspection(self._core.for_inputs(inputs)).mask((n_q, n_k), (head, heads, kv_heads), (q, k, v), inputs)
 
     def chosen(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
@@ -387,7 +380,7 @@ class Attention(CompiledAttention):
         row); an item is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one
         after another. Raises ArgumentError, ArgumentTypeError.
         """
-        return Inspection(self).chosen(q, k, v, scale, inputs)
+        return Inspection(self._core).chosen(q, k, v, scale, inputs)
 
     def plan(
         self,
@@ -407,15 +400,11 @@ class Attention(CompiledAttention):
         `device`: "cpu", or "cuda" for the kernels of the GPU of this machine, or of sm_90 where there is none. Raises
         ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
-        attention = self._for_inputs(inputs)
-        attention.refuse_recurrence(
-            "plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks"
-        )
+        core = self._core.for_inputs(inputs)
+        core._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
         check_dtype(dtype)
-        sizes = attention.sizes_of(
-            n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype_name(dtype)
-        )
-        return Inspection(attention).plan(sizes, device, inputs)
+        sizes = core._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype_name(dtype))
+        return Inspection(core).plan(sizes, device, inputs)
 
     def source(
         self,
@@ -433,7 +422,7 @@ class Attention(CompiledAttention):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        return Inspection(self).source(target, head_dim, dtype, inputs)
+        return Inspection(self._core).source(target, head_dim, dtype, inputs)
 
     def simulate(
         self,
@@ -516,7 +505,7 @@ class Attention(CompiledAttention):
         Raises UnsupportedError (selected by content, recurrent, several branches, keys that are not tokens, its own
         scores), ArgumentError, ArgumentTypeError.
         """
-        return FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device).mask_mod(relation_only)
+        return FlexMasks(self._core, (n_q, n_k), (heads, kv_heads, batch), inputs, device).mask_mod(relation_only)
 
     def block_mask(
         self,
@@ -538,7 +527,7 @@ class Attention(CompiledAttention):
         number. Other arguments and errors are those of `mask_mod`; also raises EvaluationError where the relation
         faults.
         """
-        masks = FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
+        masks = FlexMasks(self._core, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
         return masks.block_mask(block_size, relation_only)
 
     def score_mod(
@@ -563,16 +552,27 @@ class Attention(CompiledAttention):
         Also raises UnsupportedError for its own weights or value, documents, and scores of vectors or sums over keys;
         ArgumentError, ArgumentTypeError.
         """
-        return FlexMasks(self, (n_q, n_k), (heads, kv_heads, batch), inputs, device).score_mod(scale)
+        return FlexMasks(self._core, (n_q, n_k), (heads, kv_heads, batch), inputs, device).score_mod(scale)
 
-    # --- what pictures ask of it -------------------------------------------------------------------------------------
+    # --- what analysis asks of it ------------------------------------------------------------------------------------
 
-    def _for_inputs(self, inputs: Mapping[str, object]) -> Attention:
-        """Return this pattern, or its form for sequences where `inputs` have `cu_seqlens`."""
-        return self.on_sequences() if "cu_seqlens" in inputs and self.form != "packed" else self
+    @property
+    def _compiled(self) -> Attention:
+        """The compiled pattern: this object."""
+        return self
 
-    def _inspection(self, inputs: Mapping[str, object]) -> Inspection:
-        return Inspection(self._for_inputs(inputs))
+    @property
+    def _branches(self) -> PatternAttentions | None:
+        return self._core._branches
+
+    def _recurrents(self) -> Sequence[PatternRecurrence]:
+        return self._core._recurrents()
+
+    def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
+        return executor_named("cpu").plan(self._core.planner, sizes, inputs)
+
+    def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
+        return self._core._shape_of(sizes, inputs)
 
     def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
         """Return the pairs that a picture of one head shows, for the first batch entry."""
@@ -584,7 +584,7 @@ class Attention(CompiledAttention):
     def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
         """Return the plan of a call, which covers the pairs of one attention."""
         if not self.is_recurrence:
-            self.refuse_states("mask")
+            self._refuse_states("mask")
         arguments: dict[str, Any] = {**inputs}
         return self.plan(n_q, n_k, heads=heads, **arguments)
 
@@ -594,6 +594,3 @@ def _restored(
 ) -> Attention:
     """Return an `Attention` from its pickled spec."""
     return Attention(identity.bound_program(source, name, values, modules), options, modules)
-
-
-__all__ = ["Attention", "compile_attention"]

@@ -135,7 +135,7 @@ class CachedCall:
         compiled = self.compiled
         if not torch.compiler.is_compiling():
             refuse_shards()
-        compiled.refuse_recurrence("cache: a recurrence passes its state on by `step`, or by `state`")
+        compiled._refuse_recurrence("cache: a recurrence passes its state on by `step`, or by `state`")
         if state is not None and not compiled.pattern.stateful:
             raise ArgumentTypeError(f"state: `{compiled.name}` has no branch with a state")
         if return_lse and compiled.pattern.stateful:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
-from typing_extensions import Self
 
 from attnc.compiler.analysis.rank_only import rank_only
 from attnc.compiler.ir import Pattern
 from attnc.compiler.passes.last_rows import OtherRowsError
 from attnc.compiler.planning.build_plan import CallShape
-from attnc.compiler.planning.cpu_plan import Plan
 from attnc.runtime.call.arguments import CallArguments, read_call
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.call.device_targets import check_triton
@@ -49,7 +47,7 @@ from attnc.runtime.executors.registry import (
     refuse_in_graphs,
 )
 from attnc.runtime.operators import attend, attend_general
-from attnc.runtime.patterns.pattern_analysis import PatternAnalysis
+from attnc.runtime.patterns.pattern_description import PatternDescription
 from attnc.runtime.planning.cache_arguments import not_served
 from attnc.runtime.planning.planners import planner_in, shared_planner
 from attnc.runtime.process.warned import warn_of_gradient
@@ -89,8 +87,8 @@ class Options:
         return self
 
 
-class CompiledAttention(PatternAnalysis):
-    """A pattern with its options, immutable and stateless.
+class CompiledAttention(PatternDescription):
+    """A pattern with its options, immutable and stateless: what an `Attention` delegates to.
 
     `form`: the whole pattern, or a form of it for packed sequences or for the last rows of a cache. `planner`: what
     executors keep for its calls; `parts`: the attentions or the recurrence that it consists of. `requested`: the
@@ -143,39 +141,29 @@ class CompiledAttention(PatternAnalysis):
         """Whether the result is one softmax, so that `return_lse` is available."""
         return self.parts.has_lse
 
-    def __eq__(self, other: object) -> bool:
-        """Check whether both have the same text, parameters and options."""
-        return self is other or (isinstance(other, CompiledAttention) and self._identity == other._identity)
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
     @property
-    def _identity(self) -> tuple[type, str, str]:
-        return type(self), self.planner.text, self.options.backend
-
-    def __repr__(self) -> str:
-        values = "".join(f", {name}={value}" for name, value in self.parameters.items())
-        return f"Attention({self.name!r}{values})"
+    def identity(self) -> tuple[str, str]:
+        """The pattern with its parameters and options, as text, and the backend."""
+        return self.planner.text, self.options.backend
 
     # --- its forms ---------------------------------------------------------------------------------------------------
 
-    def _in(self, form: Form) -> Self:
+    def _in(self, form: Form) -> CompiledAttention:
         """Return another form of the pattern. Raises OtherRowsError."""
-        return type(self)(self._bound, self.options, self._modules, form, self._pattern)
+        return CompiledAttention(self._bound, self.options, self._modules, form, self._pattern)
 
-    def with_options(self, options: Options) -> Self:
+    def with_options(self, options: Options) -> CompiledAttention:
         """Return the same form compiled with other options, with planners of its own."""
-        return type(self)(self._bound, options, self._modules, self.form)
+        return CompiledAttention(self._bound, options, self._modules, self.form)
 
-    def by_executor(self, name: str) -> Self:
-        """Return the same form compiled for an executor of the table."""
-        return self.with_options(replace(self.options, backend=cast("Backend", name)))
+    def for_inputs(self, inputs: Mapping[str, object]) -> CompiledAttention:
+        """Return this form, or the form for sequences where `inputs` have `cu_seqlens`."""
+        return self.on_sequences() if "cu_seqlens" in inputs and self.form != "packed" else self
 
-    def on_sequences(self) -> Self:
+    def on_sequences(self) -> CompiledAttention:
         """Return the pattern's form for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
         if self._packed is not None:
-            return cast("Self", self._packed)
+            return self._packed
         documents = self._pattern.documents
         if documents is not None:
             raise ArgumentError(f"cu_seqlens: `{self.name}` defines its own documents; pass `{documents.name}` instead")
@@ -184,7 +172,7 @@ class CompiledAttention(PatternAnalysis):
         )
 
     @cached_property
-    def last_rows(self) -> Self:
+    def last_rows(self) -> CompiledAttention:
         """The pattern's form for its last rows. Raises UnsupportedError where a row needs data that no cache holds."""
         try:
             return self._in("last rows")
@@ -349,7 +337,7 @@ class CompiledAttention(PatternAnalysis):
             )
         return UnsupportedError(f"`{self.name}` is a pattern, which has no state: only a `recurrence` has one")
 
-    # --- what analysis asks of it ------------------------------------------------------------------------------------
+    # --- what its description asks of it -----------------------------------------------------------------------------
 
     def _recurrents(self) -> Sequence[PatternRecurrence]:
         """Return the recurrences with states: the pattern itself, or its branches with a state."""
@@ -358,9 +346,6 @@ class CompiledAttention(PatternAnalysis):
     @property
     def _branches(self) -> PatternAttentions | None:
         return self.parts.attentions
-
-    def _plan_on_cpu(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Plan:
-        return executor_named("cpu").plan(self.planner, sizes, inputs)
 
     def _shape_of(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> CallShape:
         return call_shape(self._pattern, sizes, inputs)

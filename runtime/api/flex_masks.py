@@ -99,7 +99,7 @@ class FlexMasks:
         compiled, (heads, kv_heads, batch) = self._compiled, self._counts
         self._refuse_pairs(what, relation_only)
         self._check_heads(what)
-        sizes = compiled.sizes_of(*self._lengths, heads, kv_heads, self._inputs, batch=batch)
+        sizes = compiled._sizes(*self._lengths, heads, kv_heads, self._inputs, batch=batch)
         shape = call_shape(compiled.pattern, sizes, self._inputs)
         relations_of(compiled.pattern, shape)  # raises what a call would raise
         try:
@@ -112,7 +112,7 @@ class FlexMasks:
     def _refuse_pairs(self, what: str, relation_only: bool) -> None:
         """Raise UnsupportedError where a mask of pairs does not fully describe the computation."""
         pattern = self._compiled.pattern
-        self._compiled.refuse_states(what)
+        self._compiled._refuse_states(what)
         if pattern.chooses:
             raise UnsupportedError(
                 f"{what}: visible pairs of `{pattern.name}` depend on the content of each call, a mask of pairs does "
@@ -138,7 +138,7 @@ class FlexMasks:
         nodes = walk(pattern.attend.visible)
         by_head = any(isinstance(n, ir.HeadIndex) and n.name in ("head", "kv_head") for n in nodes)
         counted = any(isinstance(n, ir.Extent) and n.name in ("heads", "kv_heads", "group") for n in nodes)
-        if heads is None and (by_head or counted) and "head" not in self._compiled.known_counts(self._inputs):
+        if heads is None and (by_head or counted) and "head" not in self._compiled._known_counts(self._inputs):
             raise ArgumentError(f"{what}: heads of `{pattern.name}` differ; pass the number of query heads, heads=…")
 
 

@@ -35,15 +35,15 @@ class Inspection:
     ) -> Tensor:
         """Return the visible pairs as `Attention.mask` does; `heads`: the head, the numbers of heads and kv heads."""
         compiled, (n_q, n_k), (head, n_heads, n_kv_heads) = self._compiled, lengths, heads
-        compiled.refuse_states("mask")
+        compiled._refuse_states("mask")
         check_mask_size(n_q, n_q if n_k is None else n_k)
         if compiled.pattern.selections:
             return self._mask_of_chosen(n_q, n_q if n_k is None else n_k, head, vectors, inputs)
-        sizes = compiled.sizes_of(n_q, n_k, n_heads, n_kv_heads, inputs, at_least=head + 1)
+        sizes = compiled._sizes(n_q, n_k, n_heads, n_kv_heads, inputs, at_least=head + 1)
         _check_head(head, sizes)
         batched = any("batch" in tensor.dims for tensor in compiled.pattern.tensors)
         entries = range(sizes.batch if batched else 1)
-        masks = [torch.from_numpy(compiled.visible(sizes, inputs, batch, head)) for batch in entries]
+        masks = [torch.from_numpy(compiled._visible(sizes, inputs, batch, head)) for batch in entries]
         return torch.stack(masks) if batched else masks[0]
 
     def _mask_of_chosen(
@@ -104,7 +104,7 @@ class Inspection:
         check_counts(1, head_dim=head_dim)
         check_dtype(dtype)
         tokens = natural_length(compiled.bound, head_dim) or head_dim
-        sizes = compiled.sizes_of(tokens, None, None, None, inputs, head_dim=head_dim, dtype=dtype_name(dtype))
+        sizes = compiled._sizes(tokens, None, None, None, inputs, head_dim=head_dim, dtype=dtype_name(dtype))
         request = SourceRequest(compiled.bound, named_target(target), sizes, dtype, inputs)
         return executor_named("triton").source(compiled.planner, request)
 

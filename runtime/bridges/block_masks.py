@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from attnc.runtime.api.attention import compile_attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.bridges.given_attention import GivenAttention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.executors.flex.torch_tape import MaskMod

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import Relations
-from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.api.flex_masks import FlexMasks, device_of
 from attnc.runtime.bridges.given_attention import GivenAttention
 from attnc.runtime.call.call_errors import ArgumentError, ArgumentTypeError
@@ -38,7 +39,7 @@ def sdpa_mask(
     """
     if dtype is not None and dtype not in FLOATS:
         raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype, or None for a bool mask")
-    masks = FlexMasks(attention, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
+    masks = FlexMasks(attention._core, (n_q, n_k), (heads, kv_heads, batch), inputs, device)
     pattern, shape = masks.relation("sdpa_mask", relation_only)
     relation = pattern.attend.visible
     mask = dense_mask(Relations(pattern, shape)).to(device_of(device, inputs))

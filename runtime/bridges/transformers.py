@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.bridges.amended import SINKS, amended
 from attnc.runtime.bridges.model_masks import LayerMask, ModelMask, read_mask
 from attnc.runtime.bridges.packed_batches import with_packing

@@ -108,7 +108,9 @@ def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Mani
     check_triton()
     heads, kv_heads = _heads(args.heads)
     target, dk = find_target(args.target).name, args.head_dim
-    calls = AheadCalls(attention._compiled.planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
+    calls = AheadCalls(
+        attention._compiled._core.planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype
+    )
     with tempfile.TemporaryDirectory(prefix="attnc-binaries-") as folder, console.progress("kernels", 12) as step:
         kernels = []
         for kernel in compile_ahead(calls, Path(folder)):

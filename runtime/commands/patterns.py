@@ -42,7 +42,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     """Compile the pattern that the arguments name; `tune` is passed to `compile_attention`."""
-    from attnc.runtime.api.attention import compile_attention  # needs torch, which may be missing
+    from attnc.runtime.api.compile_attention import compile_attention  # needs torch, which may be missing
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
 

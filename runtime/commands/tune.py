@@ -91,7 +91,7 @@ def _tune_calls(
             def report(text: str, index: int = i, n: int = call.sizes.n_q) -> None:
                 step(f"{n} tokens, {text}", index)
 
-            tuning_call = tuned_calls.tuning_call(attention, call.q, call.k, call.v, None, call.inputs)
+            tuning_call = tuned_calls.tuning_call(attention._core, call.q, call.k, call.v, None, call.inputs)
             record = tune(tuning_call, tuned, seconds, report, again=args.again)
             records.append(record)
     return records, words

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from attnc.runtime.api.attention import compile_attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.call_arguments import check_heads
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number

@@ -70,7 +70,7 @@ def measured_choices(time: Time) -> ChoiceRates:
 
 def _node(time: Time) -> float:
     """Measure nanoseconds per node of a nearly empty selection."""
-    from attnc.runtime.api.attention import compile_attention  # only to measure
+    from attnc.runtime.api.compile_attention import compile_attention  # only to measure
     from attnc.runtime.call.tensor_checks import check_tensors  # only to measure
     from attnc.runtime.executors.selections.counted import deciding  # only to measure
 

@@ -43,21 +43,14 @@ class PatternAnalysis(PatternDescription):
         if self._pattern.selections:
             with needing_torch(f"what `{self.name}` selects, which depends on vectors,"):
                 return self._compiled._drawn_mask(n_q, n_k, head, inputs)
-        self.refuse_states("mask")
-        return self.visible(self.sizes_of(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
+        self._refuse_states("mask")
+        return self._visible(self._sizes(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
 
     def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
         """Return a plan whose pieces cover the pairs of one attention."""
-        self.refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
-        self.refuse_states("mask")
-        return build_plan(self.relations(self.sizes_of(n_q, n_k, heads, None, inputs), inputs))
-
-    def visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
-        """Return the pairs visible in one head of a batch entry, (queries, keys)."""
-        branches = self._branches
-        if branches is not None:
-            return branches.visible(sizes, inputs, batch, head)
-        return self.relations(sizes, inputs).mask(batch, head, 0, sizes.n_q, 0, sizes.n_k)
+        self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
+        self._refuse_states("mask")
+        return build_plan(self._relations(self._sizes(n_q, n_k, heads, None, inputs), inputs))
 
     # --- laws ---
 
@@ -67,7 +60,7 @@ class PatternAnalysis(PatternDescription):
         The pairs of `heads` heads are added up, where heads differ. For a grid of tokens the law is fitted along the
         first axis.
         """
-        self.refuse_states("growth")
+        self._refuse_states("growth")
         from attnc.runtime.simulate.simulating import growth  # only for simulations
 
         return growth(self._bound, self._pattern, heads)
@@ -79,12 +72,12 @@ class PatternAnalysis(PatternDescription):
 
         The result is empty for a pattern that selects by content.
         """
-        self.refuse_states("floors")
+        self._refuse_states("floors")
         from attnc.runtime.simulate.simulating import floors  # only for simulations
 
         if self._pattern.selections:
             return ()
-        return floors(self._bound, self.sizes_of(n_q, n_k, heads, heads, inputs), inputs)
+        return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     # --- simulations ---
 
@@ -122,7 +115,7 @@ class PatternAnalysis(PatternDescription):
 
         machine = find_device(device)
         dtype = default_dtype(machine) if dtype is None else dtype
-        sizes = self.sizes_of(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         request = RequestedSimulation(
             self._pattern,
             self._bound.values,
@@ -153,7 +146,7 @@ class PatternAnalysis(PatternDescription):
             assert branches is not None
             return simulated_choices(request, branches.open.relations(sizes, inputs))
         if branches is None:
-            return simulated(request, [self.relations(sizes, inputs)])
+            return simulated(request, [self._relations(sizes, inputs)])
         return simulated(request, [relations for _, relations in branches.relations(sizes, inputs)])
 
     def _simulated_states(self, request: RequestedSimulation) -> Simulation:
@@ -161,7 +154,7 @@ class PatternAnalysis(PatternDescription):
         from attnc.runtime.simulate.simulating_states import simulated_states  # only for simulations
 
         if not isinstance(request.device, Machine) or self._pattern.selections or request.stage == "decode":
-            self.refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
+            self._refuse_states("simulation on a CPU, of decode, or beside selections: simulate a whole call on a GPU")
         request.check("chunks of branches with a state have their own sizes")
         branches = self._branches
         assert branches is not None

@@ -7,6 +7,7 @@ from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.ir import Pattern
@@ -127,7 +128,7 @@ class PatternDescription:
             return [DerivedRecurrence(pattern, pattern.recur)]
         return [DerivedRecurrence(stateful_alone(pattern, recur), recur) for recur in pattern.stateful]
 
-    def refuse_recurrence(self, what: str, instead: str = "") -> None:
+    def _refuse_recurrence(self, what: str, instead: str = "") -> None:
         """Raise UnsupportedError if the pattern is a recurrence, for a method that needs pairs of queries and keys."""
         if self.is_recurrence:
             also = f"; {instead}" if instead else ""
@@ -135,14 +136,14 @@ class PatternDescription:
                 f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}{also}"
             )
 
-    def refuse_states(self, what: str) -> None:
+    def _refuse_states(self, what: str) -> None:
         """Raise UnsupportedError for a recurrence, and for a pattern in which a branch has a state."""
-        self.refuse_recurrence(what)
+        self._refuse_recurrence(what)
         if self._pattern.stateful:
             name = self._pattern.stateful[0].name
             raise UnsupportedError(f"`{self.name}` has a branch with a state, `{name}`, which has no {what}")
 
-    def sizes_of(
+    def _sizes(
         self,
         n_q: int,
         n_k: int | None,
@@ -160,7 +161,7 @@ class PatternDescription:
         `at_least`: the least number of heads by default. Raises ArgumentError for counts that do not fit each other.
         """
         n_k = n_q if n_k is None else n_k
-        counts = self.known_counts(inputs)
+        counts = self._known_counts(inputs)
         if heads is None and kv_heads is None and counts.get("kv_head", 1) > 1 and "head" not in counts:
             raise ArgumentError(f"an input has {counts['kv_head']} kv heads: pass the number of query heads, heads=…")
         heads = max(counts.get("head", 1), at_least) if heads is None else heads
@@ -172,7 +173,7 @@ class PatternDescription:
             raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
         return TensorSizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, dtype)
 
-    def known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
+    def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
         """Return the batch size and the numbers of heads that inputs and per-head parameters show."""
         counts: dict[str, int] = {}
         counts.update(("head", length) for _, length in self._pattern.head_lists)
@@ -185,6 +186,13 @@ class PatternDescription:
         """Return the shape of a call; CPU plans also need the rates of the machine."""
         return shape_of_call(self._pattern, sizes, inputs)
 
-    def relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:
+    def _relations(self, sizes: TensorSizes, inputs: Mapping[str, object]) -> Relations:
         """Return the relation of a call of the only attention. Raises the errors of a call."""
         return relations_of(self._pattern, self._shape_of(sizes, inputs))
+
+    def _visible(self, sizes: TensorSizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+        """Return the pairs visible in one head of a batch entry, (queries, keys)."""
+        branches = self._branches
+        if branches is not None:
+            return branches.visible(sizes, inputs, batch, head)
+        return self._relations(sizes, inputs).mask(batch, head, 0, sizes.n_q, 0, sizes.n_k)

@@ -11,7 +11,8 @@ import torch
 
 from attnc.compiler.kernels.kernel_source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.call.call_errors import UnsupportedError
 from attnc.runtime.executors.triton.recurrent.recurrence_texts import recurrent_kernels
 from attnc.runtime.texts.library import hybrid_names, recurrence_names

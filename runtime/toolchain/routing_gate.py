@@ -12,7 +12,8 @@ from torch import Tensor
 from attnc.compiler.kernels.selected.gather_frame import PREFIX
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tiled_kernel import CAREFUL
-from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.call.example_inputs import example_inputs, head_count
 from attnc.runtime.call.lengths import natural_length
 from attnc.runtime.executors.triton.launch import started

@@ -195,7 +195,7 @@ def _run(attention: Attention, evaluated: Look, mask: Tensor, verdict: Verdict, 
     grad_lse = torch.randn((case.batch, case.heads, case.n_q), generator=generator, dtype=torch.float64)
     has_parts = bool(attention.pattern.selections) or len(attention.pattern.nodes) > 1
     for executor, dtype in _trials(attention, numbers.q.device, dtypes):
-        call = attention.reference if executor == "reference" else attention.by_executor(executor)
+        call = attention.reference if executor == "reference" else attention._by_executor(executor)
 
         def run(q: Tensor, k: Tensor, v: Tensor, call: Callable[..., Any] = call) -> tuple[Tensor, Tensor]:
             return _call_with_lse(call, attention, numbers.inputs, q, k, v)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from attnc.compiler.ir.aggregates import TooManyStepsError
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
-    from attnc.runtime.api.attention import Attention, compile_attention
+    from attnc.runtime.api.attention import Attention
+    from attnc.runtime.api.compile_attention import compile_attention
     from attnc.runtime.call.call_errors import (
         ArgumentError,
         ArgumentTypeError,
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Attention": "attnc.runtime.api.attention",
-    "compile_attention": "attnc.runtime.api.attention",
+    "compile_attention": "attnc.runtime.api.compile_attention",
     "load_binaries": "attnc.runtime.toolchain.binaries",
     "merge": "attnc.runtime.values.merging",
     "save_tuned": "attnc.runtime.choices.tuned_tables",

@@ -22,7 +22,7 @@ def window() -> Attention:
 
 
 def text_of(attend: Attention) -> str:
-    return attend.planner.text
+    return attend._core.planner.text
 
 
 def draw(

@@ -278,7 +278,7 @@ def test_the_report_mentions_a_split_correction() -> None:
 
 
 def test_a_state_too_large_for_an_sm_is_refused() -> None:
-    recurrent = compile_attention("gated_delta_net").parts.recurrence
+    recurrent = compile_attention("gated_delta_net")._core.parts.recurrence
     assert recurrent is not None and not own_sizes(recurrent.recur)
     shape = Shape(1, 8, 8, 8192, 8192, 4096, 4096, "bfloat16")
     call = call_of(recurrent.recur, recurrent.derived, "", {}, shape, {"dk": 4096, "dv": 4096})

@@ -196,7 +196,7 @@ def test_pages_and_rings_in_a_graph() -> None:
 
 
 def test_opcheck_of_a_step() -> None:
-    text = text_of(compile_attention("sliding_window", window=5).last_rows)
+    text = compile_attention("sliding_window", window=5)._core.last_rows.planner.text
     opcheck(DECODE, (*cache(), torch.tensor([9, 60]), None, [], text, None, False))
 
 

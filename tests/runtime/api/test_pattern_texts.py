@@ -67,7 +67,7 @@ def test_the_text_of_a_live_attention_is_not_parsed_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(identity, "read", None)
     del first
     gc.collect()
-    assert planner_of(text) is second.planner
+    assert planner_of(text) is second._core.planner
 
 
 def test_texts_of_dead_attentions_are_cached_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +84,12 @@ def test_texts_of_dead_attentions_are_cached_up_to_a_bound(monkeypatch: pytest.M
 def test_equal_patterns_share_their_plans() -> None:
     first, second = window(), window()
     assert first.plan(64, heads=4) is second.plan(64, heads=4)
-    assert compile_attention("sliding_window", window=5, sinks=1, strict=True).planner is not first.planner
+    assert compile_attention("sliding_window", window=5, sinks=1, strict=True)._core.planner is not first._core.planner
 
 
 def test_plans_are_found_by_shape_dtype_and_data() -> None:
     attend = compile_attention("document")
-    planner, (q, k, v) = attend.planner, draw()
+    planner, (q, k, v) = attend._core.planner, draw()
     plan = cpu_plans(planner).plan_of(q, k, v, [DOC])
     assert cpu_plans(planner).plan_of(q * 2, k, v, [DOC.clone()]) is plan
     assert cpu_plans(planner).plan(TensorSizes(17, 17, 2, 4, 4, 8, 8, "float32"), {"doc": DOC}) is plan

@@ -61,7 +61,7 @@ def no_gradients() -> Iterator[None]:
 def attention_after_call(spec: str = "causal", *tensors: Tensor, **params: Any) -> Attention:
     """Return an Attention whose last call was on these tensors, or on `draw()` if none are given."""
     attend = compile_attention(spec, **params)
-    cpu_plans(attend.planner).direct = None
+    cpu_plans(attend._core.planner).direct = None
     attend(*(tensors or draw()))
     return attend
 
@@ -271,7 +271,7 @@ def test_traces_agree() -> None:
 
 def test_the_reference_shares_the_planner_and_is_never_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     attend, dense = attention_after_call(), compile_attention("causal", backend="reference")
-    assert dense.planner is attend.planner
+    assert dense._core.planner is attend._core.planner
     tensors = draw()
     expected = dense.reference(*tensors)
     monkeypatch.setattr(flash_kernel, "attend", None)
@@ -319,12 +319,12 @@ def test_calls_that_do_more_than_run_the_kernel_are_not_remembered(
     spec: str, tensors: list[Tensor], inputs: dict[str, Any], runs: list[None]
 ) -> None:
     attend = compile_attention(spec)
-    cpu_plans(attend.planner).direct = None
+    cpu_plans(attend._core.planner).direct = None
     assert_equal_bits(attend(*tensors, **inputs), attend(*tensors, **inputs))
-    assert len(runs) == 2 and cpu_plans(attend.planner).direct is None
+    assert len(runs) == 2 and cpu_plans(attend._core.planner).direct is None
 
 
 def test_a_call_whose_mask_is_not_stored_is_not_remembered(monkeypatch: pytest.MonkeyPatch, runs: list[None]) -> None:
     monkeypatch.setattr(bound_plan, "SETTINGS", Settings(mask_elements=24 * 24 - 1))
     attend = attention_after_call("sliding_window", window=6, sinks=1)
-    assert cpu_plans(attend.planner).direct is None
+    assert cpu_plans(attend._core.planner).direct is None

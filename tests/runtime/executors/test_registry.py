@@ -131,20 +131,20 @@ def test_transforms_of_patterns_with_scores_are_declined() -> None:
 def test_executors_without_texts_say_so(name: str) -> None:
     attend: Any = compile_attention("causal")
     with pytest.raises(UnsupportedError, match="operations of torch"):
-        executor_named(name).source(attend.planner, None)  # type: ignore[arg-type]  # a request is not read
+        executor_named(name).source(attend._core.planner, None)  # type: ignore[arg-type]  # a request is not read
 
 
 def test_memory_is_that_of_the_plan() -> None:
     attend = compile_attention("causal")
-    sizes = attend.sizes_of(64, None, 2, 2, {})
-    assert executor_named("cpu").memory(attend.planner, sizes, {}) == attend.plan(64, heads=2).memory
-    assert executor_named("reference").memory(attend.planner, sizes, {}) is None
+    sizes = attend._sizes(64, None, 2, 2, {})
+    assert executor_named("cpu").memory(attend._core.planner, sizes, {}) == attend.plan(64, heads=2).memory
+    assert executor_named("reference").memory(attend._core.planner, sizes, {}) is None
 
 
 def gradients_of(executor: Executor, attend: Any, vectors: Sequence[Tensor], results: Any) -> Any:
     q, k, v = vectors
     call = CallArguments(q, k, v, {}, {}, q.shape[3] ** -0.5)
-    return executor.backward(attend.planner, call, results, (torch.ones_like(q), None))
+    return executor.backward(attend._core.planner, call, results, (torch.ones_like(q), None))
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])

@@ -272,7 +272,7 @@ def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
     attend = compile_attention(SCATTERED)
     for n in range(1600, 2600, 50):
         attend.plan(n, seen=torch.rand(n, n) < 0.2)
-    planner = cpu_plans(attend.planner)
+    planner = cpu_plans(attend._core.planner)
     assert planner._by_shape.weight <= SETTINGS.plan_bytes
     assert planner._by_shape.weight == sum(plan.nbytes for plan in planner._by_shape._values.values())
     assert len(planner._by_shape._values) < 32
@@ -326,7 +326,7 @@ def test_a_plan_predicts_the_memory_of_a_call(kind: str, dtype: torch.dtype) -> 
 
 
 def _plan_of(attend: Attention, operands: Operands, inputs: Mapping[str, Tensor]) -> Plan:
-    return cpu_plans(attend.planner).plan_of(*operands, list(inputs.values()))
+    return cpu_plans(attend._core.planner).plan_of(*operands, list(inputs.values()))
 
 
 def _check_prediction(measured_bytes: int, predicted_bytes: int) -> None:

@@ -142,7 +142,7 @@ def test_a_value_may_be_requested_while_it_is_made() -> None:
 
 def test_equal_patterns_made_by_several_threads_have_one_planner() -> None:
     attentions = run_in_threads(lambda number: compile_attention("sliding_window", window=123, sinks=2))
-    shared_planners = [x.planner for x in attentions if isinstance(x, Attention)]
+    shared_planners = [x._core.planner for x in attentions if isinstance(x, Attention)]
     assert len(set(map(id, shared_planners))) == 1
     assert shared_planners[0].text in planners._live_planners
 

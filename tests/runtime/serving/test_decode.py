@@ -366,7 +366,7 @@ def test_memory_of_plans_is_bounded() -> None:
     q, k, v = draw(2, 2, 300)
     for n in range(100, 300):
         attention.decode(q[:, :, :2], k, v, kv_len=n)
-    (planner,) = attentions_of(attention.last_rows.planner)._planners._values.values()
+    (planner,) = attentions_of(attention._core.last_rows.planner)._planners._values.values()
     assert len(planner._kept._values) <= SETTINGS.plans
 
 

@@ -35,13 +35,13 @@ def attention(text: str) -> Attention:
 def without_formulas(text: str) -> Attention:
     """Return a pattern that decodes by the general path."""
     attend = attention(text)
-    vars(attend)["direct_decoding"] = None
+    vars(attend._core)["direct_decoding"] = None
     return attend
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_formulas_are_the_relation(text: str) -> None:
-    relation = attention(text).last_rows.pattern.attend.visible
+    relation = attention(text)._core.last_rows.pattern.attend.visible
     keys = find_row_keys(relation, 4, 2)
     assert keys is not None
     for n in (1, 2, 5, 16, 33):
@@ -59,7 +59,7 @@ def test_formulas_of_the_library() -> None:
     for name in library_names():
         try:
             attend = compile_attention(name)
-            rows = attend.last_rows.pattern
+            rows = attend._core.last_rows.pattern
         except AttncError:
             continue
         if len(rows.nodes) != 1 or rows.nodes[0].keys is not None or rows.nodes[0].family is not None:
@@ -99,7 +99,7 @@ def test_steps_equal_the_general_path(text: str, dtype: torch.dtype) -> None:
 def direct_steps(monkeypatch: pytest.MonkeyPatch, attend: Any) -> list[bool]:
     """Return a list that notes, for each step of a pattern, whether it ran directly."""
     steps: list[bool] = []
-    direct = attend.direct_decoding
+    direct = attend._core.direct_decoding
     run = type(direct).attend
 
     def noting(self: Any, *args: Any, **options: Any) -> Any:

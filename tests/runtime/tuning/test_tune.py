@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from attnc import compile_attention
-from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compiled import CompiledAttention
 from attnc.runtime.choices.choice_source import read_wanted
 from attnc.runtime.choices.records import MODEL, Record, read_record
 from attnc.runtime.disk.store import store
@@ -190,14 +190,14 @@ def test_options_with_other_results_are_rejected(
     """An option that computed a wrong result would be rejected by comparing results."""
     clock({"other": 0.1})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
-    real = Attention.run
+    real = CompiledAttention.run
 
-    def wrong(self: Attention, *args: Any, **options: Any) -> Any:
+    def wrong(self: CompiledAttention, *args: Any, **options: Any) -> Any:
         results = real(self, *args, **options)
         tried = any(option != MODEL for _, option in self.options.tune.choices)
         return results._replace(out=results.out * 1.01) if tried else results
 
-    monkeypatch.setattr(Attention, "run", wrong)
+    monkeypatch.setattr(CompiledAttention, "run", wrong)
     attend(*vectors())
     assert "gives other results than the model's choice" in caplog.text
     assert store().entries() == []
@@ -208,13 +208,13 @@ def test_a_failing_option_is_skipped(
 ) -> None:
     clock({"other": 0.1})
     attend = compile_attention("sliding_window", window=40, tune=TIME)
-    real = Attention.run
+    real = CompiledAttention.run
 
-    def failing(self: Attention, *args: Any, **options: Any) -> Any:
+    def failing(self: CompiledAttention, *args: Any, **options: Any) -> Any:
         if any("128" in option for _, option in self.options.tune.choices):
             raise RuntimeError("out of resources")
         return real(self, *args, **options)
 
-    monkeypatch.setattr(Attention, "run", failing)
+    monkeypatch.setattr(CompiledAttention, "run", failing)
     attend(*vectors())
     assert not any("128" in trial.option for trial in record_of(attend).trials)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from attnc.runtime.api.attention import Attention, compile_attention
+from attnc.runtime.api.attention import Attention
+from attnc.runtime.api.compile_attention import compile_attention
 from attnc.runtime.cli import main
 from attnc.runtime.texts.library import ModuleLoader, find
 from attnc.runtime.verifying.accuracy import Error

@@ -116,7 +116,7 @@ class Call:
 
 def compiled_and_reference(spec: str) -> tuple[Attention, Attention]:
     ours, theirs = (compile_attention(spec, backend=backend) for backend in ("auto", "reference"))
-    recurrent = ours.parts.recurrence
+    recurrent = ours._core.parts.recurrence
     assert recurrent is not None and recurrent.derived is not None
     assert any(isinstance(stage, Coupled) for stage in recurrent.derived.stages)
     return ours, theirs

@@ -97,7 +97,9 @@ def test_dropped_kernels_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: Recent[Any] = Recent(1)
     monkeypatch.setattr(launch, "_FUNCTIONS", memory)
     heads = HeadShape(16, 16, "float32")
-    kernels = gpu_planner(compile_attention("sliding_window", window=19).planner).kernels(heads, TARGETS["sm_90"], True)
+    kernels = gpu_planner(compile_attention("sliding_window", window=19)._core.planner).kernels(
+        heads, TARGETS["sm_90"], True
+    )
     sources = [kernels.forward, kernels.dq, kernels.dkdv]
     before = _texts()
     for source in (*sources, *sources):

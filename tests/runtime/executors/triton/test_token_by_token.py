@@ -210,7 +210,7 @@ def test_scalar_and_vector_states(kernels: list[str]) -> None:
 
 def test_a_tight_kernel_computes_matrices_where_they_are_read(room: str) -> None:
     attend = compile_attention("yaad_linear")
-    recurrent = attend.parts.recurrence
+    recurrent = attend._core.parts.recurrence
     assert recurrent is not None
     kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS["sm_90"], 16, torch.float32, {})
     backward = next(kernel.text for name, kernel in kernel_list.items() if name.endswith("backward"))
@@ -335,7 +335,7 @@ def test_machine_code(target: str, compiler: Compiler) -> None:
         text = source(EQUATIONS[name]) if name in EQUATIONS else name
         for width in (64, 128):
             attend = compile_attention(text)
-            recurrent = attend.parts.recurrence
+            recurrent = attend._core.parts.recurrence
             assert recurrent is not None
             kernel_list = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
             kernels = list(kernel_list.values())
