@@ -288,6 +288,7 @@ class CompiledAttention(PatternDescription):
     ) -> Results:
         q, k, v = cast_for_autocast(self.name, *vectors)
         is_checked_by_plan = self.is_plain and q.dim() == 4 and q.shape[3] > 0
+        sizes = None if is_checked_by_plan else check_tensors(q, k, v)
         call = CallArguments(
             q,
             k,
@@ -298,7 +299,7 @@ class CompiledAttention(PatternDescription):
             wants_lse or not self.is_plain,
             state,
             passed_scale=scale,
-            known_sizes=None if is_checked_by_plan else check_tensors(q, k, v),
+            known_sizes=sizes,
         )
         with without_autocast(q):
             return executor.forward(self.planner, call)

@@ -50,7 +50,7 @@ class CallSite(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """A request for kernel texts: the program for example inputs, the target, the head dimension and the dtype.
+    """A request for kernel texts: the program, for example inputs, the target, and the sizes and dtype of a call.
 
     `inputs`: those that decide how many attentions the pattern has.
     """

@@ -44,12 +44,11 @@ class _What(NamedTuple):
     scale: float | None
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], planner: Planner, scale: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """Compute (out, lse) as one node of a graph; lse is None where there is none."""
-    out, lse = _ATTEND(q, k, v, tensors or None, planner.text, scale)
-    return out, lse if parts_of(planner).has_lse else None
+def attend(q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], planner: Planner, scale: float | None) -> Pair:
+    """Compute (out, lse) as one node of a graph; the LSE is empty where there is none."""
+    q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
+    check_tensors(q, k, v)  # before tracing
+    return cast("Pair", _ATTEND(q, k, v, tensors or None, planner.text, scale))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
