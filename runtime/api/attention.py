@@ -56,6 +56,7 @@ class Attention(PatternAnalysis):
         super().__init__(bound, modules, self._core.pattern)
         self._measures = options.tune.seconds > 0  # a bool, because torch.compile turns numbers into symbols
         self._tuned_calls = TunedCalls()
+        self._decode, self._prefill = CachedCall(self._core, "decode"), CachedCall(self._core, "prefill")
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
@@ -273,7 +274,7 @@ class Attention(PatternAnalysis):
 
         Only slots of keys that are visible to these rows are read. Not differentiable.
         """
-        return CachedCall(self._core, "decode")
+        return self._decode
 
     @property
     def prefill(self) -> CachedCall:
@@ -281,7 +282,7 @@ class Attention(PatternAnalysis):
 
         It takes the arguments of `decode`. No slot past `kv_len` is read; any other slot may be, visible or not.
         """
-        return CachedCall(self._core, "prefill")
+        return self._prefill
 
     # --- states ------------------------------------------------------------------------------------------------------
 

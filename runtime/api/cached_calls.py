@@ -122,7 +122,7 @@ class CachedCall:
             step = compiled.direct_decoding
             pair = step and step.attend(q, k_cache, v_cache, kv_len, scale, ring=ring, with_lse=return_lse)
             if pair:
-                return compiled.lse_of(Results(*pair), return_lse)
+                return compiled.lse_of(Results(*pair), True) if return_lse else pair[0]
         factor = None if scale is None else finite(scale)
         call = CacheArguments(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs, state).checked()
         call = call.on(*cast_for_autocast(compiled.name, q, k_cache, v_cache))

@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "cpu", "reference", "triton"]
 
 
+_NONE: Mapping[str, Tensor] = {}
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of `compile_attention`."""
@@ -128,13 +131,11 @@ class CompiledAttention(PatternDescription):
         # The cpu executor's shortcuts; tuned choices may change between calls, which they would not notice.
         on_cpu = executor_of_plans(None, "cpu") if self.requested is None else self.requested
         self.takes_shortcuts = on_cpu.name == "cpu" and options.tune.source == "model"
+        self._cpu_executor = on_cpu if on_cpu.name == "cpu" else None  # small calls notice a choice
+        self.is_plain = self.parts.is_plain
+        """Whether the pattern is the softmax of `scale * dot(q, k)`."""
 
     # --- what it is --------------------------------------------------------------------------------------------------
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the pattern is the softmax of `scale * dot(q, k)`."""
-        return self.parts.is_plain
 
     @property
     def has_lse(self) -> bool:
@@ -196,6 +197,8 @@ class CompiledAttention(PatternDescription):
 
     def executor_of(self, q: Tensor) -> Executor:
         """Return the executor of calls with this q that torch.compile does not trace. Raises UnsupportedError."""
+        if self._cpu_executor is not None and q.is_cpu and not torch._C._are_functorch_transforms_active():
+            return self._cpu_executor
         site = CallSite(q.device, transformed=torch._C._are_functorch_transforms_active())
         return choose_executor(self.requested, self._pattern, site)
 
@@ -235,7 +238,7 @@ class CompiledAttention(PatternDescription):
         factor = None if scale is None else finite(scale)
         if self.options.strict and inputs and not traced:
             check_indices(self._pattern, inputs, k.shape[2])
-        if has_no_entries(q, k, v) and not self.is_plain:
+        if not self.is_plain and has_no_entries(q, k, v):
             one_entry = inputs_with_one_entry(self._pattern, inputs)
             out, lse, _ = self.run(with_one_entry(q), with_one_entry(k), with_one_entry(v), scale, one_entry)
             return Results(out[:0], None if lse is None else lse[:0])
@@ -286,7 +289,10 @@ class CompiledAttention(PatternDescription):
         wants_lse: bool = True,
         state: object = None,
     ) -> Results:
-        q, k, v = cast_for_autocast(self.name, *vectors)
+        q, k, v = vectors
+        autocast = torch._C._is_any_autocast_enabled()
+        if autocast:
+            q, k, v = cast_for_autocast(self.name, q, k, v)
         is_checked_by_plan = self.is_plain and q.dim() == 4 and q.shape[3] > 0
         sizes = None if is_checked_by_plan else check_tensors(q, k, v)
         call = CallArguments(
@@ -294,13 +300,15 @@ class CompiledAttention(PatternDescription):
             k,
             v,
             inputs,
-            {tensor.name: x for tensor, x in zip(self._pattern.tensors, tensors, strict=True)},
+            {tensor.name: x for tensor, x in zip(self._pattern.tensors, tensors, strict=True)} if tensors else _NONE,
             float(q.shape[-1] ** -0.5) if scale is None else scale,
             wants_lse or not self.is_plain,
             state,
             passed_scale=scale,
             known_sizes=sizes,
         )
+        if not autocast:
+            return executor.forward(self.planner, call)
         with without_autocast(q):
             return executor.forward(self.planner, call)
 

@@ -26,6 +26,8 @@ def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
 
     `pattern`: the name under which casts are counted; casts within a graph are not.
     """
+    if not torch._C._is_any_autocast_enabled():
+        return q, k, v
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return q, k, v
@@ -60,18 +62,22 @@ def is_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def needs_record(*tensors: Tensor) -> bool:
-    """Check whether autograd must record a call of these tensors."""
-    return (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or is_forward_mode()
+def needs_record(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Check whether autograd must record a call."""
+    return (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)) or is_forward_mode()
 
 
-def is_observed(*tensors: Tensor) -> bool:
+def is_observed(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Check whether autocast, a dispatch mode, a tensor subclass or a device must see torch's operators of a call."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch.is_autocast_enabled("cpu")
-        or not all((type(x) is Tensor or type(x) is Parameter) and x.is_cpu for x in tensors)
+        or not (_is_plain(q) and _is_plain(k) and _is_plain(v))
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (type(x) is Tensor or type(x) is Parameter) and x.is_cpu
 
 
 def is_watched(*tensors: Tensor) -> bool:

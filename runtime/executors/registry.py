@@ -40,9 +40,12 @@ TABLE = (
 """Every executor, in the order in which `backend="auto"` tries them."""
 
 
+_BY_NAME = {registered.name: registered for registered in TABLE}
+
+
 def executor_named(name: str) -> Executor:
     """Return an executor by its name in `TABLE`."""
-    return next(registered for registered in TABLE if registered.name == name).executor
+    return _BY_NAME[name].executor
 
 
 def executor_of_operators(q: Tensor) -> Executor:

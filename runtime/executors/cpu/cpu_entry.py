@@ -190,7 +190,7 @@ class _PlainCall(NamedTuple):
         return self.planned.forward(q, k, v, inputs)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        if is_observed(*kept[:3]):  # the operator adds the profiler row
+        if is_observed(kept[0], kept[1], kept[2]):  # the operator adds the profiler row
             with torch._C._AutoDispatchBelowAutograd():
                 operator = torch.ops.attnc.attend_backward.default
                 results = operator(grad_out, grad_lse, *kept[:5], kept[5:] or None, self.text, self.scale)
@@ -208,7 +208,7 @@ def _plain_and_pooled(planner: Planner) -> tuple[bool, PooledKeys | None]:
 def _plain(planner: Planner, call: CallArguments) -> Pair:
     """Compute softmax attention over tokens, in which nothing is selected."""
     q, k, v, plans = call.q, call.k, call.v, cpu_plans(planner)
-    inputs = call.tensors_of(planner.pattern)
+    inputs = call.tensors_of(planner.pattern) if call.tensors else ()
     recorded = needs_record(q, k, v)
     need: Need = "lse" if call.wants_lse else "backward" if recorded else "out"
     planned = Planned(plans.plan_of(q, k, v, inputs), call.scale, need)
