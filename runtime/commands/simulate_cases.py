@@ -140,7 +140,7 @@ class SimulateCases:
 
     @cached_property
     def floors(self) -> tuple[Floor, ...]:
-        """How sparse the pattern can become by its real parameters."""
+        """The sparsity that the pattern can reach by its real parameters."""
         if self.args.stage == "decode" or has_states(self.attention):
             return ()
         n_k = self.args.n_k or self.n

@@ -1,4 +1,4 @@
-"""How xdist shares tests between workers: by file, long files by function, and the longest first.
+"""The sharing of tests between xdist's workers: by file, long files by function, and the longest first.
 
 Tests of a file share what they compute: fixtures of the module, plans, kernels. xdist's `loadgroup` sends every test
 on its own, so that each worker computes all of it, and its bookkeeping is quadratic in the number of units: 10 s of a
